@@ -1,0 +1,27 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""The `checkpoint` section: when the run is saved and how it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from k2_megatron.config.option import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Saving and resuming. A checkpoint is also saved after the last step and on a signal."""
+
+    save_every_steps: int | None = option(
+        1000, "Steps between checkpoints. null: only at the end and on a signal.", minimum=1
+    )
+    keep_last: int | None = option(
+        3, "How many of the newest checkpoints are kept. null: all.", minimum=1
+    )
+    resume: Literal["auto", "never"] = option(
+        "auto",
+        "auto: continue from the newest checkpoint of the run folder if there is one. never: "
+        "refuse to start where one lies.",
+    )

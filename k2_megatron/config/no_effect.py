@@ -1,0 +1,55 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which keys change nothing in a given configuration: refused when given, left out when dumped."""
+
+from __future__ import annotations
+
+from k2_megatron.config.config import Config
+
+_YARN_KEYS = (
+    "rotary_scaling_factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+)
+_MOE_KEYS = (
+    "num_experts",
+    "moe_ffn_hidden_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_router_topk",
+    "moe_router_num_groups",
+    "moe_router_group_topk",
+    "moe_router_topk_scaling_factor",
+    "moe_router_bias_update_rate",
+    "moe_aux_loss_coeff",
+)
+
+
+def has_experts(config: Config) -> bool:
+    """Whether any layer has routed experts."""
+    return config.model.first_k_dense_replace < config.model.num_layers
+
+
+def keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
+    """The keys that change nothing, each with the key that makes it so and the reason."""
+    model, schedule = config.model, config.schedule
+    found: dict[str, tuple[str, str]] = {}
+    if model.rope_type == "rope":
+        for name in _YARN_KEYS:
+            found[f"model.{name}"] = ("model.rope_type", "only rope_type yarn uses it")
+    if not has_experts(config):
+        moe_keys = [f"model.{name}" for name in _MOE_KEYS]
+        for key in [*moe_keys, "parallel.moe_token_dispatcher_type"]:
+            found[key] = ("model.first_k_dense_replace", "every layer is dense")
+    if model.first_k_dense_replace == 0:
+        found["model.ffn_hidden_size"] = ("model.first_k_dense_replace", "no layer is dense")
+    if model.mtp_num_layers == 0:
+        found["model.mtp_loss_scaling_factor"] = ("model.mtp_num_layers", "there is no MTP layer")
+    if schedule.lr_decay_style == "constant":
+        found["schedule.min_lr"] = ("schedule.lr_decay_style", "the rate never decays")
+    if schedule.lr_decay_style != "wsd":
+        reason = "only lr_decay_style wsd uses it"
+        found["schedule.lr_wsd_decay_steps"] = ("schedule.lr_decay_style", reason)
+    return found

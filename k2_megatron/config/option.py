@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""How a configuration key is declared: its default, its meaning and the values it allows.
+
+The loader checks values against these declarations and the reference page is printed from them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, Field, field, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+_METADATA_KEY = "k2_megatron.option"
+
+# For texts such as paths: not empty, and no blanks that one does not see.
+NO_OUTER_BLANKS = r"\S(.*\S)?"
+NO_OUTER_BLANKS_WORDS = "that is not empty, without blanks at its ends"
+
+
+class Option:
+    """What is known of one configuration key beside its type and default.
+
+    Attributes:
+        doc: meaning, unit, reason of the default and, where it applies, the section of the Kimi K2
+            report (arXiv 2507.20534).
+        minimum: smallest allowed number.
+        above: allowed numbers are larger than this.
+        below: allowed numbers are smaller than this.
+        pattern: regular expression that the whole text must match.
+        pattern_words: the pattern in words.
+    """
+
+    def __init__(
+        self,
+        doc: str,
+        *,
+        minimum: float | None = None,
+        above: float | None = None,
+        below: float | None = None,
+        pattern: str | None = None,
+        pattern_words: str = "",
+    ) -> None:
+        self.doc = " ".join(doc.split())
+        self.minimum = minimum
+        self.above = above
+        self.below = below
+        self.pattern = pattern
+        self.pattern_words = pattern_words
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value of the right type lies in the allowed range. Null is always in range."""
+        if isinstance(value, str):
+            return self.pattern is None or re.fullmatch(self.pattern, value) is not None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def range_text(self) -> str:
+        """The allowed range in words, beginning with a space; empty if there is none."""
+        bounds = [
+            f"{sign} {bound}"
+            for sign, bound in ((">=", self.minimum), (">", self.above), ("<", self.below))
+            if bound is not None
+        ]
+        text = " and ".join(bounds)
+        if self.pattern is not None:
+            text = self.pattern_words
+        return f" {text}" if text else ""
+
+
+def required(
+    doc: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    pattern: str | None = None,
+    pattern_words: str = "",
+) -> dict[str, Option]:
+    """Describe a key that the user must give: `name: str = field(metadata=required("..."))`."""
+    declared = Option(
+        doc,
+        minimum=minimum,
+        above=above,
+        below=below,
+        pattern=pattern,
+        pattern_words=pattern_words,
+    )
+    return {_METADATA_KEY: declared}
+
+
+def option(
+    default: T,
+    doc: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    pattern: str | None = None,
+    pattern_words: str = "",
+) -> T:
+    """Declare a key with a default: `seed: int = option(1234, "...", minimum=0)`."""
+    metadata = required(
+        doc,
+        minimum=minimum,
+        above=above,
+        below=below,
+        pattern=pattern,
+        pattern_words=pattern_words,
+    )
+    return field(default=default, metadata=metadata)
+
+
+class Key:
+    """One key of a section as the loader sees it: name, type, default and `Option`.
+
+    Attributes:
+        name: the key in YAML.
+        types: the plain types allowed (bool, int, float or str); empty where `choices` or `item`
+            says what is allowed.
+        choices: the allowed words of a Literal.
+        item: the dataclass of the items, for a list.
+        optional: whether null is allowed.
+        required: whether there is no default.
+        default: the default, None if required.
+        option: the declaration.
+    """
+
+    def __init__(self, declared: Field[Any], hint: object) -> None:
+        self.name = declared.name
+        self.option: Option = declared.metadata[_METADATA_KEY]
+        self.required = declared.default is MISSING
+        self.default: object = None if self.required else declared.default
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        self.optional = NoneType in parts
+        (kind,) = (part for part in parts if part is not NoneType)
+        self.choices: tuple[str, ...] = get_args(kind) if get_origin(kind) is Literal else ()
+        self.item: type | None = get_args(kind)[0] if get_origin(kind) is tuple else None
+        self.type: type = str if self.choices else tuple if self.item else cast(type, kind)
+
+    @property
+    def type_text(self) -> str:
+        """The type in words, without range and null."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+        return "a list" if self.item else names[self.type]
+
+    @property
+    def allowed(self) -> str:
+        """What may be written, in words, for messages and the reference page."""
+        null = ", or null" if self.optional else ""
+        return f"{self.type_text}{self.option.range_text()}{null}"
+
+
+@cache
+def keys_of(section: type) -> dict[str, Key]:
+    """The keys of a section's dataclass by name, in the order of declaration."""
+    hints = get_type_hints(section)
+    return {declared.name: Key(declared, hints[declared.name]) for declared in fields(section)}

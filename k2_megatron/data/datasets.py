@@ -1,0 +1,225 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""The training side: samples through megatron-core's GPTDataset and BlendedDataset.
+
+megatron's BlendedMegatronDatasetBuilder is not used, its result is (a test compares them): it waits
+in barriers where rank 0 may already have failed, counts epochs forever on a split without documents,
+and cannot cache a blend without torch.distributed. Here rank 0 alone plans, checks and writes the
+indices, tells all ranks how that went, and then every rank opens what is there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from megatron.core.datasets.blended_dataset import BlendedDataset
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.utils import Split
+from torch import distributed
+from torch.utils.data import Dataset
+
+from k2_megatron.data.index_cache import cache_path, filled_aside, wait_until_visible
+from k2_megatron.data.order import MID_LEVEL_SURPLUS, OrderPlan, plan_order
+from k2_megatron.errors import DataError
+
+SAMPLE_KEYS = ("tokens", "labels", "loss_mask", "position_ids")
+
+
+@dataclass(frozen=True)
+class _TokenizerForEngine:
+    """What megatron asks a tokenizer for. No `pad`: then megatron pads with -1, never a real id."""
+
+    vocab_size: int
+    eod: int
+    fingerprint: str
+
+    @property
+    def unique_identifiers(self) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint}
+
+
+class TokenSamples(Dataset[dict[str, torch.Tensor]]):
+    """A set of samples in their final order.
+
+    Each is a dict of tensors [seq_length]: `tokens`, `labels` (the tokens one later) and
+    `position_ids` (0..seq_length-1), int64, and `loss_mask`, float32, all ones: documents are
+    packed, and the loss goes over their bounds.
+    """
+
+    def __init__(self, samples: GPTDataset | BlendedDataset, num_samples: int) -> None:
+        """Show the first `num_samples` of the engine's samples."""
+        assert len(samples) >= num_samples
+        self._samples = samples
+        self._num_samples = num_samples
+
+    def __len__(self) -> int:
+        """Return the number of samples asked for, which the engine's can exceed."""
+        return self._num_samples
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Return one sample."""
+        if not 0 <= index < self._num_samples:
+            raise IndexError(f"sample {index} of {self._num_samples}")
+        sample = self._samples[index]
+        return {key: sample[key] for key in SAMPLE_KEYS}
+
+
+def build_datasets(
+    corpora: Sequence[tuple[str | Path, float]],
+    *,
+    seq_length: int,
+    seed: int,
+    train_samples: int,
+    valid_samples: int,
+    valid_fraction: float,
+    cache_folder: str | Path | None = None,
+    is_built_on_rank: bool = True,
+    group: distributed.ProcessGroup | None = None,
+) -> tuple[TokenSamples | None, TokenSamples | None]:
+    """Build the training and the validation set.
+
+    Where torch.distributed is initialised this is a collective of `group`, which must hold rank 0
+    of the default group: all its ranks must call it with the same arguments, `is_built_on_rank`
+    apart. They wait while rank 0 builds indices the first time; cached indices take no time.
+
+    Args:
+        corpora: Pairs of prefix and weight.
+        seq_length: Tokens a sample.
+        seed: Of the shuffles.
+        train_samples: Training samples of the whole schedule.
+        valid_samples: Validation samples; 0: none, though the documents stay held out.
+        valid_fraction: Share of every corpus's documents held out, its last ones.
+        cache_folder: For the sample indices; None: `index_cache` beside the first corpus.
+        is_built_on_rank: Whether this rank reads samples; if not it gets (None, None).
+        group: Where the ranks tell each other; None: the default group.
+
+    Returns:
+        Training set and validation set; the latter None where `valid_samples` is 0.
+
+    Raises:
+        DataError: On every rank with the same text, where any rank meets a problem.
+    """
+    parallel = distributed.is_available() and distributed.is_initialized()
+    rank = distributed.get_rank() if parallel else 0
+    plan: OrderPlan | None = None
+    problem: str | None = None
+    if rank == 0:
+        try:
+            plan = plan_order(
+                corpora,
+                seq_length=seq_length,
+                seed=seed,
+                train_samples=train_samples,
+                valid_samples=valid_samples,
+                valid_fraction=valid_fraction,
+            )
+            final = cache_path(plan, cache_folder)
+            if not final.is_dir():
+                with filled_aside(final) as aside:
+                    _open_sets(plan, aside, parallel)
+        except DataError as error:
+            problem = str(error)
+        except BaseException as error:
+            # A defect of ours: the other ranks must not wait for it, this one shows it.
+            _announce((None, f"rank 0 failed to build the data: {error!r}"), parallel, group)
+            raise
+    plan, problem = _announce((plan, problem), parallel, group)
+    if problem is not None:
+        raise DataError(problem)
+    assert plan is not None
+    sets: tuple[TokenSamples | None, TokenSamples | None] = (None, None)
+    if is_built_on_rank:
+        try:
+            final = cache_path(plan, cache_folder)
+            wait_until_visible(final, rank)
+            sets = _open_sets(plan, final, parallel)
+        except DataError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"rank {rank}: {error.filename}: {error.strerror}"
+    problem = _first_problem(problem, parallel, group)
+    if problem is not None:
+        raise DataError(problem)
+    return sets
+
+
+def _announce(
+    news: tuple[OrderPlan | None, str | None],
+    parallel: bool,
+    group: distributed.ProcessGroup | None,
+) -> tuple[OrderPlan | None, str | None]:
+    """Return rank 0's news on every rank."""
+    box = [news]
+    if parallel:
+        distributed.broadcast_object_list(box, src=0, group=group)
+    return box[0]
+
+
+def _first_problem(
+    problem: str | None, parallel: bool, group: distributed.ProcessGroup | None
+) -> str | None:
+    """Return the problem of the lowest rank that has one, on every rank."""
+    if not parallel:
+        return problem
+    problems: list[str | None] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(problems, problem, group=group)
+    return next((text for text in problems if text is not None), None)
+
+
+def _open_sets(
+    plan: OrderPlan, cache: Path, parallel: bool
+) -> tuple[TokenSamples, TokenSamples | None]:
+    """Open both sets with their indices in `cache`; rank 0 first writes those that are missing."""
+    indexed = [IndexedDataset(corpus.prefix) for corpus in plan.corpora]
+    train = _open_set(plan, Split.train, indexed, cache, parallel)
+    valid = _open_set(plan, Split.valid, indexed, cache, parallel) if plan.valid_samples else None
+    return train, valid
+
+
+def _open_set(
+    plan: OrderPlan, split: Split, indexed: list[IndexedDataset], cache: Path, parallel: bool
+) -> TokenSamples:
+    is_train = split is Split.train
+    num_samples = plan.train_samples if is_train else plan.valid_samples
+    config = _engine_config(plan, cache)
+    parts = [
+        GPTDataset(
+            dataset,
+            # The name under which indices are cached: contents, which unlike a path never lie.
+            corpus.content_id,
+            np.arange(share.first_document, share.end_document, dtype=np.int32),
+            share.num_samples,
+            split,
+            config,
+        )
+        for dataset, corpus, share in zip(
+            indexed, plan.corpora, plan.train if is_train else plan.valid, strict=True
+        )
+    ]
+    if len(parts) == 1:
+        return TokenSamples(parts[0], num_samples)
+    # To cache the blend megatron wants a rank; without torch.distributed it stays in memory.
+    blend_config = config if parallel else _engine_config(plan, None)
+    blend = BlendedDataset(parts, list(plan.weights), num_samples, blend_config)
+    return TokenSamples(blend, num_samples)
+
+
+def _engine_config(plan: OrderPlan, cache: Path | None) -> GPTDatasetConfig:
+    tokenizer = plan.corpora[0].metadata.tokenizer
+    return GPTDatasetConfig(
+        random_seed=plan.seed,
+        sequence_length=plan.seq_length,
+        blend=([corpus.prefix for corpus in plan.corpora], list(plan.weights)),
+        # megatron reads digits and dots only: no exponent may appear.
+        split=f"{1.0 - plan.valid_fraction:.12f},{plan.valid_fraction:.12f},0",
+        path_to_cache=None if cache is None else str(cache),
+        tokenizer=_TokenizerForEngine(tokenizer.vocab_size, tokenizer.eod, tokenizer.fingerprint),
+        mid_level_dataset_surplus=MID_LEVEL_SURPLUS,
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )

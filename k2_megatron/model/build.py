@@ -1,0 +1,193 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Build this rank's model chunks: megatron-core GPTModels, initialised and wrapped for ZeRO-1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import layers as tensor_layers
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from k2_megatron.config.config import Config
+from k2_megatron.model.initialise import initialise_chunk
+from k2_megatron.model.shape import model_shape, pipeline_layout
+from k2_megatron.model.spec import decoder_spec, mtp_spec
+from k2_megatron.model.transformer import transformer_config
+from k2_megatron.parallel.canonical import canonical_shapes
+from k2_megatron.parallel.geometry import ParameterGeometry, RankPlace, chunk_geometry
+from k2_megatron.parallel.layout import PipelineLayout
+from k2_megatron.parallel.topology import Topology
+from k2_megatron.platform.base import Platform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """This rank's part of the model.
+
+    Attributes:
+        config: megatron-core's configuration, shared by modules and schedule.
+        layout: which layers live on which stage, of all ranks.
+        chunks: model chunks wrapped in DistributedDataParallel, in schedule order.
+        modules: the bare GPTModel of each chunk.
+        geometry: the geometry table of each chunk.
+        shapes: (rows, columns) of every canonical matrix of the whole model.
+    """
+
+    config: TransformerConfig
+    layout: PipelineLayout
+    chunks: list[DistributedDataParallel]
+    modules: list[GPTModel]
+    geometry: list[tuple[ParameterGeometry, ...]]
+    shapes: dict[str, tuple[int, int]]
+
+    def parameters(self) -> Iterator[tuple[torch.nn.Parameter, ParameterGeometry]]:
+        """Every parameter of this rank with its entry in the geometry table."""
+        for module, entries in zip(self.modules, self.geometry, strict=True):
+            named = dict(module.named_parameters())
+            for entry in entries:
+                yield named[entry.name], entry
+
+
+def rank_place(topology: Topology) -> RankPlace:
+    """This rank on the axes that cut matrices."""
+    return RankPlace(
+        tensor_size=topology.tp.size,
+        tensor_rank=topology.tp.rank,
+        expert_size=topology.ep.size,
+        expert_rank=topology.ep.rank,
+        expert_tensor_size=topology.etp.size,
+        expert_tensor_rank=topology.etp.rank,
+    )
+
+
+def build_model(config: Config, topology: Topology, platform: Platform) -> Model:
+    """Build, initialise and wrap this rank's chunks. Collective over all ranks."""
+    shape, layout = model_shape(config.model), pipeline_layout(config)
+    shapes = canonical_shapes(shape)
+    transformer = transformer_config(config, layout, platform)
+    stages = layout.chunks(topology.pp.rank)
+    modules, geometry = [], []
+    for index, stage in enumerate(stages):
+        entries = chunk_geometry(
+            shape,
+            stage,
+            rank_place(topology),
+            fused_norms=platform.uses_transformer_engine,
+            grouped_experts=platform.uses_transformer_engine,
+        )
+        virtual = index if len(stages) > 1 else None
+        module = _build_chunk(
+            config,
+            transformer,
+            platform,
+            virtual,
+            first=topology.is_first_stage and index == 0,
+            last=topology.is_last_stage and index == len(stages) - 1,
+        )
+        initialise_chunk(
+            module, entries, shapes, seed=config.run.seed, std=config.model.init_method_std
+        )
+        _mark_distinct_parameters(module, entries, expert_parallel=topology.ep.size > 1)
+        modules.append(module)
+        geometry.append(entries)
+    chunks = _wrap(config, transformer, modules)
+    return Model(
+        config=transformer,
+        layout=layout,
+        chunks=chunks,
+        modules=modules,
+        geometry=geometry,
+        shapes=shapes,
+    )
+
+
+def _build_chunk(
+    config: Config,
+    transformer: TransformerConfig,
+    platform: Platform,
+    virtual: int | None,
+    *,
+    first: bool,
+    last: bool,
+) -> GPTModel:
+    use_te = platform.uses_transformer_engine
+    decoder = decoder_spec(transformer, virtual, use_te=use_te)
+    with _output_layer_without_apex(transformer):
+        module = GPTModel(
+            transformer,
+            decoder,
+            vocab_size=config.model.vocab_size,
+            max_sequence_length=config.schedule.seq_length,
+            pre_process=first,
+            post_process=last,
+            position_embedding_type="rope",
+            rotary_base=config.model.rotary_base,
+            share_embeddings_and_output_weights=False,
+            mtp_block_spec=mtp_spec(transformer, decoder, virtual, use_te=use_te),
+            vp_stage=virtual,
+        )
+    if last and not _have_apex_wgrad():
+        module.output_layer.gradient_accumulation_fusion = False
+    return module.to(platform.device)
+
+
+def _have_apex_wgrad() -> bool:
+    """Whether Apex's fused weight-gradient kernel was found when megatron-core was imported."""
+    return bool(tensor_layers._grad_accum_fusion_available)
+
+
+@contextmanager
+def _output_layer_without_apex(transformer: TransformerConfig) -> Iterator[None]:
+    """Let the output layer be built where fusion is on and Apex absent.
+
+    tensor_parallel/layers.py:924 raises although Transformer Engine's layers fuse with kernels of
+    their own; the output layer, which cannot, is switched to the plain path by the caller.
+    """
+    found = tensor_layers._grad_accum_fusion_available
+    tensor_layers._grad_accum_fusion_available = found or transformer.gradient_accumulation_fusion
+    try:
+        yield
+    finally:
+        tensor_layers._grad_accum_fusion_available = found
+
+
+def _mark_distinct_parameters(
+    module: GPTModel, entries: tuple[ParameterGeometry, ...], *, expert_parallel: bool
+) -> None:
+    """Say which parameters differ between tensor ranks, so that the gradient norm counts each once.
+
+    megatron-core sets the mark while it initialises weights, which is done elsewhere here; and
+    under expert parallelism it takes an expert that tensor parallelism does not cut for a copy
+    (tensor_parallel/layers.py:89-98), although those ranks hold other experts.
+    """
+    named = dict(module.named_parameters())
+    for entry in entries:
+        parameter: Any = named[entry.name]
+        other_experts = entry.is_expert and expert_parallel
+        parameter.tensor_model_parallel = entry.is_tensor_sharded or other_experts
+
+
+def _wrap(
+    config: Config, transformer: TransformerConfig, modules: list[GPTModel]
+) -> list[DistributedDataParallel]:
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+        # A non-finite gradient must skip the step, not kill the run (param_and_grad_buffer.py:382).
+        check_for_nan_in_grad=False,
+    )
+    wrapped = [Float16Module(transformer, m) if transformer.bf16 else m for m in modules]
+    return [
+        DistributedDataParallel(transformer, ddp, module, disable_bucketing=index > 0)
+        for index, module in enumerate(wrapped)
+    ]

@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""The layers that megatron-core's local specs lack for MLA under sequence parallelism.
+
+dot_product_attention.py:42-52 takes no head sizes for keys and values, and torch_norm.py:32
+refuses sequence parallelism; both are used where Transformer Engine is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """PyTorch's RMSNorm, its weight marked so that tensor ranks sum its gradient."""
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any
+    ) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        weight: Any = self.weight
+        weight.sequence_parallel = config.sequence_parallel
+
+
+class MLACoreAttention(MegatronModule):  # type: ignore[misc]
+    """Causal softmax attention whose value heads may differ in size from its query heads.
+
+    Softmax in fp32, no dropout (K2 has none). Context parallelism is not supported.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        softmax_scale: float,
+        **unused: Any,
+    ) -> None:
+        super().__init__(config=config)
+        self.layer_number = layer_number
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **unused: Any,
+    ) -> torch.Tensor:
+        """Attend causally.
+
+        Args:
+            query: [s, b, n, d_qk]. key: [s, b, n, d_qk]. value: [s, b, n, d_v].
+            attention_mask: must be None; the mask is causal.
+
+        Returns:
+            [s, b, n * d_v].
+        """
+        assert attention_mask is None
+        length, batch = query.shape[:2]
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n, s, d]
+        scores = torch.matmul(q, k.transpose(-1, -2)).float() * self.softmax_scale
+        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        weights = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1).to(v.dtype)
+        context = torch.matmul(weights, v)  # [b, n, s, d_v]
+        return context.permute(2, 0, 1, 3).reshape(length, batch, -1)

@@ -1,0 +1,53 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a platform is: the only interface through which the project knows a CPU from a GPU."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+
+class Platform(ABC):
+    """One kind of device with its communication backend.
+
+    Attributes:
+        name: "cpu" or "cuda".
+        backend: torch.distributed backend, "gloo" or "nccl".
+        uses_transformer_engine: layers come from Transformer Engine, not from megatron-core.
+    """
+
+    name: str
+    backend: str
+    uses_transformer_engine: bool
+
+    @abstractmethod
+    def prepare(self, local_rank: int) -> None:
+        """Select the device and mend the engine; call once, before any use of megatron-core."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """The device of this process."""
+
+    @abstractmethod
+    def transformer_options(self, *, fp32: bool) -> dict[str, Any]:
+        """TransformerConfig fields that depend on the device, not on the model."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait for the device."""
+
+    @abstractmethod
+    def peak_memory_bytes(self) -> int | None:
+        """Largest device memory in use so far, in bytes; None where the device does not tell."""
+
+    @abstractmethod
+    def local_device_count(self) -> int:
+        """How many ranks this machine can serve by default."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for the log: device and versions."""

@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU platform: gloo, megatron-core's own layers, and the adaptation these need."""
+
+from __future__ import annotations
+
+import os
+import platform as host
+from typing import Any
+
+import torch
+
+from k2_megatron.platform import engine
+from k2_megatron.platform.base import Platform
+from k2_megatron.platform.cpu_torch import add_unequal_collectives, redirect_cuda_names
+
+
+class CpuPlatform(Platform):
+    """Real megatron-core modules, process groups and schedules on CPU tensors."""
+
+    name = "cpu"
+    backend = "gloo"
+    uses_transformer_engine = False
+
+    def __init__(self) -> None:
+        self._prepared = False
+
+    def prepare(self, local_rank: int) -> None:
+        """Make the names megatron-core takes from torch.cuda mean the CPU; mend the engine."""
+        if self._prepared:
+            return
+        # megatron.core.jit.jit_fuser is torch.compile, which needs a compiler at run time here.
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        redirect_cuda_names()
+        add_unequal_collectives()
+        engine.check_version()
+        engine.mend_for_cpu()
+        engine.mend_without_transformer_engine()
+        self._prepared = True
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+    def transformer_options(self, *, fp32: bool) -> dict[str, Any]:
+        """No fused kernels; experts one by one.
+
+        `deallocate_pipeline_outputs` is off: schedules.py:165 swaps the storage out of a tensor
+        whose isend may be in flight. CUDA's allocator keeps such memory until the stream has
+        passed, malloc does not, and the receiver reads garbage.
+        """
+        return {
+            "moe_grouped_gemm": False,
+            "gradient_accumulation_fusion": False,
+            "bias_activation_fusion": False,
+            "bias_dropout_fusion": False,
+            "masked_softmax_fusion": False,
+            "apply_rope_fusion": False,
+            "deallocate_pipeline_outputs": False,
+        }
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def peak_memory_bytes(self) -> int | None:
+        """Peak resident set of this process."""
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def local_device_count(self) -> int:
+        """One rank unless the user asks for more."""
+        return 1
+
+    def describe(self) -> str:
+        """Host processor and package versions."""
+        return (
+            f"{host.machine()} CPU, {os.cpu_count()} cores, PyTorch {torch.__version__}, "
+            f"megatron-core {engine.VERSION}, gloo"
+        )

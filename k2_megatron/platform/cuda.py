@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU platform: CUDA over NCCL, layers from Transformer Engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from k2_megatron.optional import available, require
+from k2_megatron.platform import engine
+from k2_megatron.platform.base import Platform
+
+
+class CudaPlatform(Platform):
+    """One CUDA device a process."""
+
+    name = "cuda"
+    backend = "nccl"
+    uses_transformer_engine = True
+
+    def prepare(self, local_rank: int) -> None:
+        """Take CUDA device `local_rank`.
+
+        Raises:
+            MissingPackageError: Transformer Engine is not installed.
+        """
+        require("transformer_engine", "training on a GPU")
+        torch.cuda.set_device(local_rank)
+        engine.check_version()
+
+    @property
+    def device(self) -> torch.device:
+        """The current CUDA device."""
+        return torch.device("cuda", torch.cuda.current_device())
+
+    def transformer_options(self, *, fp32: bool) -> dict[str, Any]:
+        """Grouped GEMMs and the fused kernels of Transformer Engine and megatron-core."""
+        return {
+            "moe_grouped_gemm": True,
+            "gradient_accumulation_fusion": True,
+            "bias_activation_fusion": True,
+            "bias_dropout_fusion": False,
+            "masked_softmax_fusion": False,
+            "moe_permute_fusion": True,
+            "moe_router_fusion": False,
+            "deallocate_pipeline_outputs": True,
+        }
+
+    def synchronize(self) -> None:
+        """Wait for all streams of the device."""
+        torch.cuda.synchronize()
+
+    def peak_memory_bytes(self) -> int | None:
+        """Peak of the caching allocator's reserved memory."""
+        return torch.cuda.max_memory_reserved()
+
+    def local_device_count(self) -> int:
+        """CUDA devices of this machine."""
+        return torch.cuda.device_count()
+
+    def describe(self) -> str:
+        """Device name, CUDA and package versions."""
+        te = __import__("transformer_engine").__version__
+        apex = "with" if available("apex") else "without"
+        return (
+            f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, PyTorch "
+            f"{torch.__version__}, megatron-core {engine.VERSION}, Transformer Engine {te}, "
+            f"{apex} Apex"
+        )

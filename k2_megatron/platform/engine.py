@@ -1,0 +1,57 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where megatron-core 0.16.1 itself must be mended: each function names the line it answers to."""
+
+from __future__ import annotations
+
+import types
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from k2_megatron.errors import UserError
+
+VERSION = "0.16.1"
+
+
+def check_version() -> None:
+    """Refuse another megatron-core: what is mended here is known for this release alone.
+
+    Raises:
+        UserError: another version is installed.
+    """
+    found = version("megatron-core")
+    if found != VERSION:
+        raise UserError(f"megatron-core {found} is installed; this release needs {VERSION}")
+
+
+def mend_for_cpu() -> None:
+    """moe_utils.py:1093: split sizes become lists for all_to_all_single only `if is_cuda`."""
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+    import megatron.core.transformer.moe.token_dispatcher as dispatcher
+
+    def to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    moe_utils.maybe_move_tensor_to_cpu = to_host
+    dispatcher.maybe_move_tensor_to_cpu = to_host
+
+
+def mend_without_transformer_engine() -> None:
+    """Names that exist only with Transformer Engine and are read without it.
+
+    - multi_latent_attention.py:53-65: HAVE_TE is true though Transformer Engine is absent, since
+      its extension module imports with stand-in bases; :185 then fails in isinstance.
+    - moe_utils.py:25-42: te_general_gemm is left undefined and read at :1192.
+    - tensor_parallel/random.py:636: CheckpointWithoutOutput(fp8=False) means fp8 on.
+    """
+    import megatron.core.extensions.transformer_engine as te_extension
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+    import megatron.core.transformer.multi_latent_attention as mla
+    from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
+
+    mla.HAVE_TE = False
+    moe_utils.te_general_gemm = None
+    te_extension.cpu_offload = types.SimpleNamespace(CPUOffloadEnabled=False)
+    CheckpointWithoutOutput.__init__.__defaults__ = (None,)

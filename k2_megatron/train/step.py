@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""One training step and one evaluation: batch -> pipeline schedule -> gradients -> update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_batch_on_this_cp_rank
+
+from k2_megatron.parallel.topology import Topology
+from k2_megatron.train.session import Session
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """Result of one training step, the same on all ranks."""
+
+    loss: float
+    grad_norm: float
+    skipped: bool
+    lr: float
+
+
+def train_step(session: Session, batches: Sequence[Batch], step: int) -> StepOutcome:
+    """Train on one global batch. Collective.
+
+    Args:
+        session: the run.
+        batches: this data-parallel rank's micro-batches, tensors [b, s].
+        step: 1-based number of the step, which decides the learning rate.
+    """
+    for chunk in session.model.chunks:
+        chunk.train()
+        chunk.zero_grad_buffer()
+    session.optimizer.zero_grad()
+    losses = _run_schedule(session, batches, forward_only=False)
+    session.schedule.num_steps = step
+    session.schedule.step(0)
+    result = session.optimizer.step()
+    if not result.skipped:
+        session.router_bias.update()
+    return StepOutcome(
+        loss=_global_mean(losses, session),
+        grad_norm=result.grad_norm,
+        skipped=result.skipped,
+        lr=session.schedule.get_lr({}),
+    )
+
+
+@torch.no_grad()
+def evaluate(session: Session, batches: Iterator[Sequence[Batch]]) -> float:
+    """Mean loss over global batches of held-out text. Collective."""
+    for chunk in session.model.chunks:
+        chunk.eval()
+    losses: list[torch.Tensor] = []
+    for global_batch in batches:
+        losses += _run_schedule(session, global_batch, forward_only=True)
+    return _global_mean(losses, session)
+
+
+def _run_schedule(
+    session: Session, batches: Sequence[Batch], *, forward_only: bool
+) -> list[torch.Tensor]:
+    """Drive megatron-core's schedule; the micro-batch losses, on the last stage only."""
+    chunks: list[Any] = session.model.chunks
+    iterators = [iter(batches) for _ in chunks]
+    outputs = get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, session),
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(batches),
+        seq_length=session.config.schedule.seq_length,
+        micro_batch_size=session.config.schedule.micro_batch_size,
+        forward_only=forward_only,
+    )
+    return [output["loss"] for output in outputs]
+
+
+def _forward_step(session: Session, iterator: Iterator[Batch], model: Any) -> Any:
+    """One micro-batch through one chunk, as megatron-core's schedules call it."""
+    device = session.platform.device
+    batch = {key: value.to(device, non_blocking=True) for key, value in next(iterator).items()}
+    if session.topology.cp.size > 1:
+        batch = get_batch_on_this_cp_rank(batch)
+    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    return output, partial(_loss, batch["loss_mask"])
+
+
+def _loss(mask: torch.Tensor, per_token: torch.Tensor) -> tuple[torch.Tensor, Batch]:
+    """Mean over the micro-batch's counted tokens; [b, s] -> scalar."""
+    mask = mask.float()
+    loss = (per_token.float() * mask).sum() / mask.sum().clamp(min=1)
+    return loss, {"loss": loss.detach().clone()}
+
+
+def _global_mean(losses: Sequence[torch.Tensor], session: Session) -> float:
+    """Average micro-batch losses of the last stage over data-parallel ranks, known to all."""
+    topology: Topology = session.topology
+    total = torch.zeros(2, dtype=torch.float64, device=session.platform.device)
+    if losses:
+        total[0] = torch.stack([loss.double() for loss in losses]).sum()
+        total[1] = len(losses)
+    if topology.is_last_stage:
+        dist.all_reduce(total, group=topology.dp_cp.group)
+    if topology.pp.size > 1:
+        last = dist.get_process_group_ranks(topology.pp.group)[-1]
+        dist.broadcast(total, src=last, group=topology.pp.group)
+    summed, count = total.tolist()
+    return summed / count

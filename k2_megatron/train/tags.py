@@ -1,0 +1,255 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every TensorBoard tag of a run: its name, unit, meaning, when it is written, its JSONL key.
+
+This table is the contract; docs/tensorboard.md is rendered from it:
+`python -m k2_megatron.train.tags --write docs/tensorboard.md`.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+LOSS_TRAIN = "loss/train"
+LOSS_VALID = "loss/valid"
+LR = "optimizer/lr"
+GRAD_NORM = "optimizer/grad_norm"
+SKIPPED_STEP = "optimizer/skipped_step"
+TOKENS_PER_SECOND = "throughput/tokens_per_second"
+TOKENS_PER_SECOND_PER_DEVICE = "throughput/tokens_per_second_per_device"
+STEP_SECONDS = "throughput/step_seconds"
+TFLOPS_PER_DEVICE = "throughput/tflops_per_device"
+CONSUMED_TOKENS = "progress/consumed_tokens"
+MEMORY_BYTES = "memory/max_allocated_bytes"
+EXPERT_IMBALANCE = "moe/expert_imbalance/layer_{layer:03d}"
+EXPERT_IMBALANCE_MAX = "moe/expert_imbalance_max"
+EXPERT_BIAS_RANGE = "moe/expert_bias_range/layer_{layer:03d}"
+EXPERT_BIAS_RANGE_MAX = "moe/expert_bias_range_max"
+DEVICE_POWER = "device/power_watts"
+DEVICE_SM_CLOCK = "device/sm_clock_mhz"
+DEVICE_MEMORY_CLOCK = "device/memory_clock_mhz"
+DEVICE_MEMORY_USED = "device/memory_used_bytes"
+DEVICE_UTILIZATION = "device/utilization_percent"
+DEVICE_TEMPERATURE = "device/temperature_celsius"
+
+_LAYER = "{layer:03d}"
+_EVERY = "every logged step"
+_VALIDATED = "every step after which the validation loss was measured"
+_ROUTED = "every logged step of a model with MoE layers"
+_BIASED = "every logged step of a model with router biases"
+_GPU = "every logged step where NVML can read it from the GPU of the logging rank"
+
+
+@dataclass(frozen=True)
+class Tag:
+    """One row of the table; `name` holds `{layer:03d}` where there is one curve for each layer."""
+
+    name: str
+    unit: str
+    meaning: str
+    when: str
+    key: str
+    """Where the same number is in a line of metrics.jsonl, in jq's notation."""
+
+    def matches(self, tag: str) -> bool:
+        """Return whether `tag` is this row's tag, or one of its layers' tags."""
+        if _LAYER not in self.name:
+            return tag == self.name
+        before, after = self.name.split(_LAYER)
+        return re.fullmatch(re.escape(before) + r"\d{3,}" + re.escape(after), tag) is not None
+
+
+TABLE = (
+    Tag(LOSS_TRAIN, "nats/token", "mean cross-entropy of the step's global batch", _EVERY, ".loss"),
+    Tag(
+        LOSS_VALID,
+        "nats/token",
+        "mean cross-entropy on the held-out documents, with the weights after this step",
+        _VALIDATED,
+        ".valid_loss",
+    ),
+    Tag(LR, "1", "learning rate the step used", _EVERY, ".lr"),
+    Tag(
+        GRAD_NORM,
+        "1",
+        "L2 norm of the whole gradient before clipping; inf or NaN where it overflowed",
+        _EVERY,
+        ".grad_norm",
+    ),
+    Tag(
+        SKIPPED_STEP,
+        "0 or 1",
+        "1 where the gradient was not finite and the optimizer left the weights as they were",
+        _EVERY,
+        ".skipped",
+    ),
+    Tag(
+        TOKENS_PER_SECOND,
+        "tokens/s",
+        "tokens of the step over its seconds, whole job",
+        _EVERY,
+        ".tokens_per_second",
+    ),
+    Tag(
+        TOKENS_PER_SECOND_PER_DEVICE,
+        "tokens/s",
+        "the same for each rank",
+        _EVERY,
+        ".tokens_per_second / .world_size",
+    ),
+    Tag(
+        STEP_SECONDS,
+        "s",
+        "wall time of the step: forward, backward, optimizer; no validation, no checkpoint",
+        _EVERY,
+        ".step_seconds",
+    ),
+    Tag(
+        TFLOPS_PER_DEVICE,
+        "TFLOP/s",
+        "model FLOPs of the step for each second and rank (formula below)",
+        _EVERY,
+        ".tflops_per_device",
+    ),
+    Tag(
+        CONSUMED_TOKENS,
+        "tokens",
+        "tokens trained on since step 0, this step included",
+        _EVERY,
+        ".consumed_tokens",
+    ),
+    Tag(
+        MEMORY_BYTES,
+        "bytes",
+        "peak memory PyTorch had allocated on a GPU, the largest over the ranks",
+        "every logged step on GPUs",
+        ".memory_bytes",
+    ),
+    Tag(
+        EXPERT_IMBALANCE,
+        "ratio",
+        "tokens of the layer's busiest expert over the mean of its experts; 1 is even",
+        _ROUTED,
+        '.expert_imbalance["LAYER"]',
+    ),
+    Tag(
+        EXPERT_IMBALANCE_MAX,
+        "ratio",
+        "the largest of these over the layers",
+        _ROUTED,
+        ".expert_imbalance_max",
+    ),
+    Tag(
+        EXPERT_BIAS_RANGE,
+        "1",
+        "largest minus smallest router bias of the layer's experts",
+        _BIASED,
+        '.expert_bias_range["LAYER"]',
+    ),
+    Tag(
+        EXPERT_BIAS_RANGE_MAX,
+        "1",
+        "the largest of these over the layers",
+        _BIASED,
+        ".expert_bias_range_max",
+    ),
+    Tag(DEVICE_POWER, "W", "power drawn by the board", _GPU, f'.extra["{DEVICE_POWER}"]'),
+    Tag(DEVICE_SM_CLOCK, "MHz", "clock of the SMs", _GPU, f'.extra["{DEVICE_SM_CLOCK}"]'),
+    Tag(
+        DEVICE_MEMORY_CLOCK,
+        "MHz",
+        "clock of the device memory",
+        _GPU,
+        f'.extra["{DEVICE_MEMORY_CLOCK}"]',
+    ),
+    Tag(
+        DEVICE_MEMORY_USED,
+        "bytes",
+        "device memory in use by all processes, caches and NCCL included",
+        _GPU,
+        f'.extra["{DEVICE_MEMORY_USED}"]',
+    ),
+    Tag(
+        DEVICE_UTILIZATION,
+        "%",
+        "share of NVML's last sampling period in which any kernel ran",
+        _GPU,
+        f'.extra["{DEVICE_UTILIZATION}"]',
+    ),
+    Tag(
+        DEVICE_TEMPERATURE,
+        "°C",
+        "temperature of the GPU chip",
+        _GPU,
+        f'.extra["{DEVICE_TEMPERATURE}"]',
+    ),
+)
+
+_INTRODUCTION = """\
+<!-- Written by `python -m k2_megatron.train.tags --write docs/tensorboard.md`; do not edit. -->
+
+# What a run writes to TensorBoard
+
+    tensorboard --logdir runs
+
+reads `runs/<run.name>/tensorboard/`. The x axis is the step, counted from 1; one rank writes. The
+last column is where the same number is in a line of `runs/<run.name>/metrics.jsonl`, in jq's
+notation; a key is absent where nothing was measured. `NNN` is a layer's index over the whole
+model, counted from 0, with at least three digits; `LAYER` is the same index without leading
+zeros.
+
+| tag | unit | meaning | written | in metrics.jsonl |
+| --- | --- | --- | --- | --- |
+"""
+
+_NOTES = """
+## Model TFLOP/s per device
+
+    tflops_per_device = model_flops / (step_seconds * world_size * 1e12)
+
+`model_flops` is also in metrics.jsonl: the floating-point operations the model itself needs for
+one forward and one backward pass over the step's tokens. Work that a memory policy adds, such as
+recomputing activations, and the optimizer's own arithmetic are not counted, so that more memory
+saved at the same speed is the same number.
+
+## After a resume
+
+The writer marks the step it continues from, and TensorBoard hides what an earlier process wrote
+past that step. In metrics.jsonl those lines are removed. Every step is there once.
+
+## Numbers that are not finite
+
+TensorBoard takes them as they are. JSON has no such numbers: metrics.jsonl holds the strings
+`"NaN"`, `"Infinity"` and `"-Infinity"`, which Python's `float()` reads back.
+"""
+
+
+def is_documented(tag: str) -> bool:
+    """Return whether the table has a row for `tag`."""
+    return any(row.matches(tag) for row in TABLE)
+
+
+def render_markdown() -> str:
+    """Return the text of docs/tensorboard.md."""
+    rows = (
+        f"| `{row.name.replace(_LAYER, 'NNN')}` | {row.unit} | {row.meaning} | {row.when} "
+        f"| `{row.key}` |\n"
+        for row in TABLE
+    )
+    return _INTRODUCTION + "".join(rows) + _NOTES
+
+
+def main() -> None:
+    """Print the page, or write it to the file named by --write."""
+    parser = argparse.ArgumentParser(description="Render the page on TensorBoard tags.")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write here, do not print")
+    target: Path | None = parser.parse_args().write
+    if target is None:
+        print(render_markdown(), end="")
+    else:
+        target.write_text(render_markdown(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoint a run goes on from: the newest whole one, the same on every rank."""
+
+import pytest
+from checkpoint_helpers import LAYOUT, WORLD_SIZE, save_step
+
+from k2_megatron.checkpoint.resume import find_resumable
+from k2_megatron.errors import CheckpointError
+
+
+def _resumable(folder, rank, world_size=WORLD_SIZE, layout=LAYOUT):
+    return find_resumable(folder, rank=rank, world_size=world_size, layout=layout)
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def three_steps(folder, two_ranks):
+    """Checkpoints of steps 10, 20 and 30 by two ranks."""
+    two_ranks(
+        lambda rank: [save_step(folder, step, rank, WORLD_SIZE).path for step in (10, 20, 30)]
+    )
+    return folder
+
+
+def test_nothing_saved_yet(folder):
+    found = _resumable(folder, 0, world_size=1)
+    assert found.path is None and found.warnings == ()
+
+
+def test_newest_is_chosen(three_steps, two_ranks):
+    for found in two_ranks(lambda rank: _resumable(three_steps, rank)):
+        assert found.path == three_steps / "step_00000030"
+        assert found.warnings == ()
+
+
+@pytest.mark.parametrize("damaged_rank", [0, 1])
+def test_damage_on_one_rank_sends_all_to_the_older_one(three_steps, two_ranks, damaged_rank):
+    _flip(three_steps / "step_00000030" / f"rank_0000{damaged_rank}.pt")
+    for found in two_ranks(lambda rank: _resumable(three_steps, rank)):
+        assert found.path == three_steps / "step_00000020"
+        (warning,) = found.warnings
+        assert warning.startswith("step 30 is damaged and not used: ")
+        assert f"step_00000030/rank_0000{damaged_rank}.pt: sha256 " in warning
+
+
+def test_ranks_damaged_at_different_steps_meet_at_the_oldest(three_steps, two_ranks):
+    """Rank 0 alone would take 20 and rank 1 alone would take 30: a mix of steps."""
+    _flip(three_steps / "step_00000030" / "rank_00000.pt")
+    (three_steps / "step_00000020" / "rank_00001.pt").unlink()
+    for found in two_ranks(lambda rank: _resumable(three_steps, rank)):
+        assert found.path == three_steps / "step_00000010"
+        assert [text.split(" is damaged")[0] for text in found.warnings] == ["step 30", "step 20"]
+
+
+def test_torn_save_is_not_used_and_told(three_steps, two_ranks):
+    (three_steps / "step_00000040.partial").mkdir()
+    for found in two_ranks(lambda rank: _resumable(three_steps, rank)):
+        assert found.path == three_steps / "step_00000030"
+        (warning,) = found.warnings
+        assert "step_00000040.partial: a save that did not finish, not used" in warning
+
+
+def test_all_damaged_is_an_error_on_every_rank(three_steps, two_ranks):
+    """Starting again from step 0 would throw the run away without a word."""
+    for step in (10, 20, 30):
+        (three_steps / f"step_000000{step}" / "manifest.json").write_text("{}")
+    for error in two_ranks(lambda rank: _resumable(three_steps, rank)):
+        assert isinstance(error, CheckpointError)
+        assert "no whole one among 3; move the folder away to start anew" in str(error)
+        assert "step 10 is damaged" in str(error) and "step 30 is damaged" in str(error)
+
+
+def test_another_layout_is_an_error_not_an_older_checkpoint(three_steps, two_ranks):
+    other = {**LAYOUT, "tensor_model_parallel_size": 2}
+    for error in two_ranks(lambda rank: _resumable(three_steps, rank, layout=other)):
+        assert isinstance(error, CheckpointError)
+        assert "tensor_model_parallel_size: 1 in the checkpoint, 2 in this run" in str(error)
+        assert "step_00000030" in str(error)
+
+
+def test_another_world_size_is_an_error(three_steps):
+    with pytest.raises(CheckpointError, match="saved with world size 2, this run has 1 processes"):
+        _resumable(three_steps, 0, world_size=1)
+
+
+def test_run_that_went_back_saves_over_the_damaged_step(three_steps, two_ranks):
+    _flip(three_steps / "step_00000030" / "rank_00001.pt")
+    two_ranks(lambda rank: save_step(three_steps, 30, rank, WORLD_SIZE).path)
+    for found in two_ranks(lambda rank: _resumable(three_steps, rank)):
+        assert found.path == three_steps / "step_00000030" and found.warnings == ()

@@ -1,0 +1,120 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks of the distributed tests do. Each function runs on every rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from k2_megatron.config.config import Config
+from k2_megatron.config.loader import load_config
+from k2_megatron.config.resolve import resolve
+from k2_megatron.model.build import Model
+from k2_megatron.parallel.flat_shards import flat_shards
+from k2_megatron.parallel.geometry import ParameterGeometry
+from k2_megatron.platform.select import current_platform
+from k2_megatron.train.session import Session, build_session
+from k2_megatron.train.step import StepOutcome, train_step
+from tests.distributed.canonical import Rectangle
+
+
+
+def build(config_path: str, overrides: list[str]) -> Session:
+    """The session of a configuration file on this rank."""
+    config = resolve(load_config(config_path, overrides))
+    return build_session(config, current_platform(), dist.get_world_size())
+
+
+def synthetic_batches(config: Config, session: Session, step: int) -> list[dict[str, Any]]:
+    """This rank's micro-batches of a global batch that is the same in every layout."""
+    schedule = config.schedule
+    generator = torch.Generator().manual_seed(1000 + step)
+    size = (schedule.global_batch_size, schedule.seq_length + 1)
+    text = torch.randint(config.model.vocab_size, size, generator=generator)
+    position_ids = torch.arange(schedule.seq_length).expand(schedule.micro_batch_size, -1)
+    dp, mbs = session.topology.dp, schedule.micro_batch_size
+    batches = []
+    for index in range(session.sizes.num_microbatches):
+        begin = (index * dp.size + dp.rank) * mbs
+        rows = text[begin : begin + mbs]
+        batches.append(
+            {
+                "tokens": rows[:, :-1].contiguous(),
+                "labels": rows[:, 1:].contiguous(),
+                "loss_mask": torch.ones(mbs, schedule.seq_length),
+                "position_ids": position_ids,
+            }
+        )
+    return batches
+
+
+def steps(session: Session, first: int, last: int) -> list[StepOutcome]:
+    """Train from step `first` to step `last`, both included."""
+    return [
+        train_step(session, synthetic_batches(session.config, session, step), step)
+        for step in range(first, last + 1)
+    ]
+
+
+def rectangles(entry: ParameterGeometry, local: torch.Tensor) -> list[Rectangle]:
+    """A local parameter (or its gradient) as rectangles of canonical matrices."""
+    matrix = local.detach().reshape(entry.shape)
+    return [
+        (
+            piece.key,
+            piece.rows,
+            piece.cols,
+            matrix[slice(*piece.local_rows), slice(*piece.local_cols)].float().cpu().clone(),
+        )
+        for piece in entry.pieces
+    ]
+
+
+def parameters(model: Model) -> list[Rectangle]:
+    """Every parameter of this rank."""
+    return [
+        rectangle
+        for parameter, entry in model.parameters()
+        for rectangle in rectangles(entry, parameter.data)
+    ]
+
+
+def gradients(model: Model) -> list[Rectangle]:
+    """Every gradient of this rank, put together from the data-parallel ranks' shards."""
+    entries = {id(parameter): entry for parameter, entry in model.parameters()}
+    found = []
+    for shard in flat_shards(model.chunks):
+        full = torch.zeros(shard.parameter.numel(), device=shard.gradient.device)
+        full[shard.begin : shard.end] = shard.gradient
+        dist.all_reduce(full, group=shard.group)
+        found += rectangles(entries[id(shard.parameter)], full)
+    return found
+
+
+def router_biases(session: Session) -> dict[int, list[float]]:
+    """Selection biases of this rank's layers."""
+    return session.router_bias.biases()
+
+
+def train(config_path: str, overrides: list[str], num_steps: int) -> dict[str, Any]:
+    """First-step gradients, all losses and norms, and the parameters after some steps.
+
+    The gradients are those before clipping: the optimizer scales its own copies.
+    """
+    session = build(config_path, overrides)
+    initial = parameters(session.model)
+    outcomes = steps(session, 1, 1)
+    first_gradients = gradients(session.model)
+    outcomes += steps(session, 2, num_steps)
+    return {
+        "initial": initial,
+        "gradients": first_gradients,
+        "parameters": parameters(session.model),
+        "biases": router_biases(session),
+        "losses": [outcome.loss for outcome in outcomes],
+        "grad_norms": [outcome.grad_norm for outcome in outcomes],
+        "shapes": session.model.shapes,
+    }

@@ -1,0 +1,47 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""A step record with every value present, for the tests of what is logged."""
+
+from typing import Any
+
+from k2_megatron.train import tags
+from k2_megatron.train.metrics import StepRecord
+
+DEVICE_VALUES = {
+    tags.DEVICE_POWER: 651.5,
+    tags.DEVICE_SM_CLOCK: 1980.0,
+    tags.DEVICE_MEMORY_CLOCK: 2619.0,
+    tags.DEVICE_MEMORY_USED: 70e9,
+    tags.DEVICE_UTILIZATION: 99.0,
+    tags.DEVICE_TEMPERATURE: 61.0,
+}
+
+
+def full_record(step: int = 1, **changes: Any) -> StepRecord:
+    """Return a record whose every derived number is known: see VALUES in the tests."""
+    values: dict[str, Any] = {
+        "step": step,
+        "loss": 2.5,
+        "lr": 2e-4,
+        "grad_norm": 0.75,
+        "tokens": 4096,
+        "step_seconds": 0.5,
+        "skipped": False,
+        "model_flops": 8e12,
+        "world_size": 4,
+        "consumed_tokens": 4096 * step,
+        "memory_bytes": 3 * 2**30,
+        "valid_loss": 2.625,
+        "expert_load": {1: [10, 10, 20, 0], 2: [5, 5, 5, 5]},
+        "expert_bias": {1: [0.5, -0.25, 0.0, 0.0], 2: [0.0, 0.125, 0.0, 0.0]},
+        "extra": DEVICE_VALUES,
+    }
+    return StepRecord(**(values | changes))
+
+
+def bare_record(step: int = 1, **changes: Any) -> StepRecord:
+    """Return the record of a dense model on the CPU, without validation."""
+    absent: dict[str, Any] = dict.fromkeys(
+        ("memory_bytes", "valid_loss", "expert_load", "expert_bias")
+    )
+    return full_record(step, **(absent | {"extra": {}} | changes))
