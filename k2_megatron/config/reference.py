@@ -62,7 +62,7 @@ def _table(kind: type) -> str:
 
 def _plain(text: str) -> str:
     """Text for a table cell, without characters that Markdown would take for its own."""
-    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "\\<")
+    return text.replace("|", "\\|").replace("*", "\\*")
 
 
 def _presets() -> str:

@@ -61,7 +61,7 @@ class Origins:
         follow = {
             key
             for key, sources in _FOLLOWS_FROM.items()
-            if key not in places and any(source in broken for source in sources)
+            if any(source in broken for source in sources)
         }
         known = preset if isinstance(preset, str) else None
         unknown = {*broken, *follow}

@@ -78,7 +78,7 @@ def refuse_sequence_that_does_not_divide(config: Config) -> Iterable[Refusal]:
         yield Refusal(
             ("schedule.seq_length", _TP, _SP, _CP),
             f"a multiple of {parts}",
-            "sequence parallelism takes TP equal parts, context parallelism 2 x CP",
+            "every tensor-parallel process takes an equal part, every context-parallel one two",
         )
 
 
@@ -180,8 +180,8 @@ def refuse_batch_that_no_process_count_fits(config: Config) -> Iterable[Refusal]
     yield Refusal(
         ("schedule.global_batch_size", "schedule.micro_batch_size", _TP, _PP, _VPP, _CP, _EP, _ETP),
         "a batch that some number of processes can divide",
-        "data parallelism is a divisor of the micro-batches of a global batch, large enough for "
-        "the experts; with interleaving a multiple of PP micro-batches stays for each",
+        "data parallelism divides the micro-batches of a global batch and has to be large enough "
+        "for the experts; with interleaving a multiple of pipeline_model_parallel_size remains",
     )
 
 

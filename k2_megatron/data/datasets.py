@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training side: samples through megatron-core's GPTDataset and BlendedDataset.
 
-megatron's BlendedMegatronDatasetBuilder is not used, its result is (a test compares them): it waits
-in barriers where rank 0 may already have failed, counts epochs forever on a split without documents,
-and cannot cache a blend without torch.distributed. Here rank 0 alone plans, checks and writes the
+The sets are those of megatron's BlendedMegatronDatasetBuilder (a test compares them), which is not
+used itself: it waits in barriers where rank 0 may already have failed, counts epochs forever on a
+split without documents, and trusts any cache. Here rank 0 alone plans, checks and writes the
 indices, tells all ranks how that went, and then every rank opens what is there.
 """
 
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from megatron.core.datasets import helpers
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
+from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import Dataset
 
@@ -39,6 +41,22 @@ class _TokenizerForEngine:
     @property
     def unique_identifiers(self) -> dict[str, str]:
         return {"fingerprint": self.fingerprint}
+
+
+class _BlendInMemory(BlendedDataset):  # type: ignore[misc]
+    """A blend in a process without torch.distributed.
+
+    Replaces BlendedDataset._build_indices of megatron-core 0.16.1, which asks for a rank
+    unguarded where a cache is set, and warns where none is.
+    """
+
+    def _build_indices(self) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        dataset_index = np.zeros(self.size, dtype=np.int16)
+        dataset_sample_index = np.zeros(self.size, dtype=np.int64)
+        helpers.build_blending_indices(
+            dataset_index, dataset_sample_index, self.weights, len(self.datasets), self.size, False
+        )
+        return dataset_index, dataset_sample_index
 
 
 class TokenSamples(Dataset[dict[str, torch.Tensor]]):
@@ -116,7 +134,7 @@ def build_datasets(
                 valid_samples=valid_samples,
                 valid_fraction=valid_fraction,
             )
-            final = cache_path(plan, cache_folder)
+            final = cache_path(plan, cache_folder, parallel=parallel)
             if not final.is_dir():
                 with filled_aside(final) as aside:
                     _open_sets(plan, aside, parallel)
@@ -133,13 +151,13 @@ def build_datasets(
     sets: tuple[TokenSamples | None, TokenSamples | None] = (None, None)
     if is_built_on_rank:
         try:
-            final = cache_path(plan, cache_folder)
+            final = cache_path(plan, cache_folder, parallel=parallel)
             wait_until_visible(final, rank)
             sets = _open_sets(plan, final, parallel)
         except DataError as error:
             problem = str(error)
         except OSError as error:
-            problem = f"rank {rank}: {error.filename}: {error.strerror}"
+            problem = f"rank {rank}: {error}"
     problem = _first_problem(problem, parallel, group)
     if problem is not None:
         raise DataError(problem)
@@ -201,13 +219,11 @@ def _open_set(
     ]
     if len(parts) == 1:
         return TokenSamples(parts[0], num_samples)
-    # To cache the blend megatron wants a rank; without torch.distributed it stays in memory.
-    blend_config = config if parallel else _engine_config(plan, None)
-    blend = BlendedDataset(parts, list(plan.weights), num_samples, blend_config)
-    return TokenSamples(blend, num_samples)
+    blend = BlendedDataset if parallel else _BlendInMemory
+    return TokenSamples(blend(parts, list(plan.weights), num_samples, config), num_samples)
 
 
-def _engine_config(plan: OrderPlan, cache: Path | None) -> GPTDatasetConfig:
+def _engine_config(plan: OrderPlan, cache: Path) -> GPTDatasetConfig:
     tokenizer = plan.corpora[0].metadata.tokenizer
     return GPTDatasetConfig(
         random_seed=plan.seed,
@@ -215,7 +231,7 @@ def _engine_config(plan: OrderPlan, cache: Path | None) -> GPTDatasetConfig:
         blend=([corpus.prefix for corpus in plan.corpora], list(plan.weights)),
         # megatron reads digits and dots only: no exponent may appear.
         split=f"{1.0 - plan.valid_fraction:.12f},{plan.valid_fraction:.12f},0",
-        path_to_cache=None if cache is None else str(cache),
+        path_to_cache=str(cache),
         tokenizer=_TokenizerForEngine(tokenizer.vocab_size, tokenizer.eod, tokenizer.fingerprint),
         mid_level_dataset_surplus=MID_LEVEL_SURPLUS,
         reset_position_ids=False,

@@ -3,10 +3,12 @@
 """Where megatron's sample indices are kept, so that a cache is whole, right and seen by every rank.
 
 megatron names cached files after paths and not contents, writes them in place, takes any set of
-files for whole, and by default makes a folder with the name of the data file itself. Here every plan
-has its own folder, named after the content of the data, and a folder appears only when it is whole.
+files for whole, and by default makes a folder with the name of the data file itself. Here every
+plan has its own folder, named after the content of the data, which appears only when it is whole.
 """
 
+import hashlib
+import importlib.metadata
 import os
 import shutil
 import socket
@@ -24,18 +26,21 @@ DEFAULT_FOLDER_NAME = "index_cache"
 VISIBLE_WITHIN_SECONDS = 60.0
 
 
-def cache_path(plan: OrderPlan, cache_folder: str | Path | None) -> Path:
+def cache_path(plan: OrderPlan, cache_folder: str | Path | None, *, parallel: bool) -> Path:
     """Return the folder for this plan's indices.
 
     Args:
         plan: The plan.
         cache_folder: Folder of all caches; None: `index_cache` beside the first corpus.
+        parallel: Whether torch.distributed is initialised; only then a blend is cached too.
     """
     if cache_folder is None:
         root = Path(plan.corpora[0].prefix).absolute().parent / DEFAULT_FOLDER_NAME
     else:
         root = Path(cache_folder).absolute()
-    return root / plan.cache_key()[:32]
+    engine = importlib.metadata.version("megatron-core")
+    key = hashlib.sha256(f"{plan.cache_key()} {engine} {parallel}".encode()).hexdigest()
+    return root / key[:32]
 
 
 @contextmanager

@@ -82,7 +82,9 @@ class OrderPlan:
 
     def cache_key(self) -> str:
         """Return a name for the index files of this plan: other plans have other names."""
-        return _sha256([self.train_order(), self.train_samples, self.valid_samples])
+        tokenizer = self.corpora[0].metadata.tokenizer.fingerprint
+        numbers = (self.train_samples, self.valid_samples, self.valid_fraction)
+        return _sha256([self.train_order(), tokenizer, *numbers])
 
 
 def plan_order(

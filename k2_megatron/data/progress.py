@@ -25,7 +25,7 @@ class Progress:
 class ProgressReport(Protocol):
     """Whatever wants to know; called after every batch."""
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: Progress, /) -> None:
         """Take note."""
 
 

@@ -100,15 +100,22 @@ class BatchIterator:
             sampler: Which of them, in which order.
             num_workers: Processes that read ahead; 0: read when asked.
             pin_memory: Put batches in page-locked memory, for copies to a GPU in the background.
+
+        Raises:
+            DataError: `num_workers` is negative.
         """
         self.num_micro_batches = sampler.num_micro_batches
         """Micro-batches to take for one step."""
+        if num_workers < 0:
+            raise DataError(f"num_workers: {num_workers}; allowed: 0 or more")
         loader = DataLoader(
             samples,
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=stack_samples,
             pin_memory=pin_memory,
+            # Forked readers share the mapped indices; pickled ones would each hold a copy.
+            multiprocessing_context="fork" if num_workers else None,
             worker_init_fn=_leave_signals_to_parent if num_workers else None,
             # The loader draws a seed for its workers: not from the generator the model uses.
             generator=torch.Generator().manual_seed(0),

@@ -3,7 +3,7 @@
 """A Hugging Face tokenizer.json, through the optional `tokenizers` package."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,13 @@ class HuggingFaceTokenizer:
     eod: int
     fingerprint: str
     backend: Any
+    content: bytes = field(repr=False)
+    """The file, to build the same tokenizer in a worker process."""
     type: str = "huggingface"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by content: the backend's own pickle forgets `encode_special_tokens`."""
+        return _from_content, (self.name, self.content, self.eod)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without any special token."""
@@ -64,25 +70,30 @@ def load_huggingface(path: Path, eod: str | None) -> HuggingFaceTokenizer:
         ) from error
     content = read_tokenizer_file(path)
     try:
-        backend = Tokenizer.from_buffer(content)
+        vocab = Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     except Exception as error:
         raise DataError(f"tokenizer file {path}: not a tokenizer.json ({error})") from error
+    return _from_content(path.name, content, _find_eod(path, vocab, eod))
+
+
+def _from_content(name: str, content: bytes, eod: int) -> HuggingFaceTokenizer:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_buffer(content)
     # A file may carry the limits of another use: they would cut documents without a word.
     backend.no_truncation()
     backend.no_padding()
     # The spelling of a special token inside a document stays ordinary text.
     backend.encode_special_tokens = True
-    vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-    eod_id = _find_eod(path, vocab, eod)
     # Ids may have holes, so the largest id counts, not the number of entries.
-    vocab_size = max(vocab.values()) + 1
+    vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
     fingerprint = fingerprint_of(
         type="huggingface",
         file=hashlib.sha256(content).hexdigest(),
         vocab_size=vocab_size,
-        eod=eod_id,
+        eod=eod,
     )
-    return HuggingFaceTokenizer(path.name, vocab_size, eod_id, fingerprint, backend)
+    return HuggingFaceTokenizer(name, vocab_size, eod, fingerprint, backend, content)
 
 
 def _find_eod(path: Path, vocab: dict[str, int], eod: str | None) -> int:

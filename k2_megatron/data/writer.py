@@ -4,6 +4,7 @@
 
 import hashlib
 import os
+import socket
 from array import array
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +40,7 @@ class CorpusWriter:
     """Collects encoded documents aside, in the output's folder, and renames them at the end.
 
     A context manager: left without `commit`, it removes what it wrote. A killed process leaves
-    only hidden files named `.NAME.SUFFIX.partial-PID`.
+    only hidden files named `.NAME.SUFFIX.partial-HOST-PID`.
     """
 
     def __init__(self, prefix: str | Path, tokenizer: Tokenizer, *, overwrite: bool) -> None:
@@ -54,7 +55,7 @@ class CorpusWriter:
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._final = {suffix: output_path(prefix, suffix) for suffix in SUFFIXES}
         self._partial = {
-            suffix: path.with_name(f".{path.name}.partial-{os.getpid()}")
+            suffix: path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
             for suffix, path in self._final.items()
         }
         self._refuse_existing()

@@ -187,7 +187,22 @@ def _wrap(
         check_for_nan_in_grad=False,
     )
     wrapped = [Float16Module(transformer, m) if transformer.bf16 else m for m in modules]
+    _keep_router_state_in_fp32(modules)
     return [
         DistributedDataParallel(transformer, ddp, module, disable_bucketing=index > 0)
         for index, module in enumerate(wrapped)
     ]
+
+
+def _keep_router_state_in_fp32(modules: list[GPTModel]) -> None:
+    """Undo the cast of selection biases and token counts that Float16Module makes.
+
+    router.py:209 restores the bias at its first forward, too late for a resume, and never the
+    counts, which bf16 cannot count beyond 256.
+    """
+    for module in modules:
+        for part in module.modules():
+            for name in ("expert_bias", "local_tokens_per_expert"):
+                buffer = getattr(part, name, None)
+                if buffer is not None:
+                    buffer.data = buffer.data.float()

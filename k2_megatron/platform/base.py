@@ -17,11 +17,13 @@ class Platform(ABC):
         name: "cpu" or "cuda".
         backend: torch.distributed backend, "gloo" or "nccl".
         uses_transformer_engine: layers come from Transformer Engine, not from megatron-core.
+        pins_memory: batches are put in page-locked memory, so that copies need not be waited for.
     """
 
     name: str
     backend: str
     uses_transformer_engine: bool
+    pins_memory: bool
 
     @abstractmethod
     def prepare(self, local_rank: int) -> None:
@@ -45,8 +47,12 @@ class Platform(ABC):
         """Largest device memory in use so far, in bytes; None where the device does not tell."""
 
     @abstractmethod
-    def local_device_count(self) -> int:
-        """How many ranks this machine can serve by default."""
+    def local_device_count(self) -> int | None:
+        """Devices of this machine, one for a rank; None where ranks need no device of their own."""
+
+    @abstractmethod
+    def device_uuid(self) -> str | None:
+        """Identity of the GPU for NVML; None without one."""
 
     @abstractmethod
     def describe(self) -> str:

@@ -21,6 +21,7 @@ class CpuPlatform(Platform):
     name = "cpu"
     backend = "gloo"
     uses_transformer_engine = False
+    pins_memory = False
 
     def __init__(self) -> None:
         self._prepared = False
@@ -34,6 +35,7 @@ class CpuPlatform(Platform):
         redirect_cuda_names()
         add_unequal_collectives()
         engine.check_version()
+        engine.silence_known_warnings()
         engine.mend_for_cpu()
         engine.mend_without_transformer_engine()
         self._prepared = True
@@ -64,14 +66,16 @@ class CpuPlatform(Platform):
         """Nothing to wait for."""
 
     def peak_memory_bytes(self) -> int | None:
-        """Peak resident set of this process."""
-        import resource
+        """No device memory."""
+        return None
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def local_device_count(self) -> int | None:
+        """Any number of ranks may share a CPU."""
+        return None
 
-    def local_device_count(self) -> int:
-        """One rank unless the user asks for more."""
-        return 1
+    def device_uuid(self) -> str | None:
+        """No GPU."""
+        return None
 
     def describe(self) -> str:
         """Host processor and package versions."""

@@ -19,6 +19,7 @@ class CudaPlatform(Platform):
     name = "cuda"
     backend = "nccl"
     uses_transformer_engine = True
+    pins_memory = True
 
     def prepare(self, local_rank: int) -> None:
         """Take CUDA device `local_rank`.
@@ -29,6 +30,7 @@ class CudaPlatform(Platform):
         require("transformer_engine", "training on a GPU")
         torch.cuda.set_device(local_rank)
         engine.check_version()
+        engine.silence_known_warnings()
 
     @property
     def device(self) -> torch.device:
@@ -56,9 +58,13 @@ class CudaPlatform(Platform):
         """Peak of the caching allocator's reserved memory."""
         return torch.cuda.max_memory_reserved()
 
-    def local_device_count(self) -> int:
+    def local_device_count(self) -> int | None:
         """CUDA devices of this machine."""
         return torch.cuda.device_count()
+
+    def device_uuid(self) -> str | None:
+        """UUID of the current device."""
+        return str(torch.cuda.get_device_properties(self.device).uuid)
 
     def describe(self) -> str:
         """Device name, CUDA and package versions."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import types
+import warnings
 from importlib.metadata import version
 from typing import Any
 
@@ -24,6 +25,18 @@ def check_version() -> None:
     found = version("megatron-core")
     if found != VERSION:
         raise UserError(f"megatron-core {found} is installed; this release needs {VERSION}")
+
+
+def silence_known_warnings() -> None:
+    """Hide what megatron-core and PyTorch say about each other on every start.
+
+    It announces each package it can do without, and calls collectives by names that PyTorch is
+    about to rename; nothing of it is for the user of a pinned version.
+    """
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    warnings.filterwarnings(
+        "ignore", r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
+    )
 
 
 def mend_for_cpu() -> None:

@@ -91,12 +91,16 @@ def _forward_step(session: Session, iterator: Iterator[Batch], model: Any) -> An
     batch = {key: value.to(device, non_blocking=True) for key, value in next(iterator).items()}
     if session.topology.cp.size > 1:
         batch = get_batch_on_this_cp_rank(batch)
-    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
-    return output, partial(_loss, batch["loss_mask"])
+    # Stages between the first and the last get no text and need none.
+    output = model(
+        batch.get("tokens"), batch.get("position_ids"), None, labels=batch.get("labels")
+    )
+    return output, partial(_loss, batch.get("loss_mask"))
 
 
-def _loss(mask: torch.Tensor, per_token: torch.Tensor) -> tuple[torch.Tensor, Batch]:
+def _loss(mask: torch.Tensor | None, per_token: torch.Tensor) -> tuple[torch.Tensor, Batch]:
     """Mean over the micro-batch's counted tokens; [b, s] -> scalar."""
+    assert mask is not None
     mask = mask.float()
     loss = (per_token.float() * mask).sum() / mask.sum().clamp(min=1)
     return loss, {"loss": loss.detach().clone()}

@@ -210,8 +210,8 @@ _NOTES = """
 
 `model_flops` is also in metrics.jsonl: the floating-point operations the model itself needs for
 one forward and one backward pass over the step's tokens. Work that a memory policy adds, such as
-recomputing activations, and the optimizer's own arithmetic are not counted, so that more memory
-saved at the same speed is the same number.
+recomputing activations, and the optimizer's own arithmetic are not counted: two memory policies
+with the same number train at the same speed.
 
 ## After a resume
 

@@ -41,6 +41,8 @@ def test_empty_section_is_allowed(tmp_path):
     assert load(tmp_path, text=TINY + "parallel:\n") == load(tmp_path)
 
 
+NAME = "text of letters, digits and . _ - that begins with a letter or digit"
+DECIMALS = "write plain decimals"
 VALUES = [
     ("schedule.lr=1e-4", "'1e-4' (text)", "a number > 0; YAML reads 1e-4 as text: write 1.0e-4"),
     ("schedule.lr=1.5e3", "'1.5e3' (text)", "a number > 0; YAML reads 1.5e3 as text: write 1.5e+3"),
@@ -53,29 +55,31 @@ VALUES = [
     ("schedule.lr=[1]", "a list", "a number > 0"),
     ("schedule.lr={a: 1}", "a mapping", "a number > 0"),
     ("schedule.lr=null", "null", "a number > 0"),
-    ("schedule.lr=1:30", "1:30 (an integer)", "a number > 0; YAML reads 1:30 as 90: write plain decimals"),
+    ("schedule.lr=1:30", "1:30 (an integer)", "a number > 0; YAML reads 1:30 as 90: " + DECIMALS),
     ("schedule.train_steps=1e3", "'1e3' (text)", "an integer >= 1; write 1000"),
     ("schedule.train_steps=100.0", "100.0 (a number)", "an integer >= 1; write 100"),
     ("schedule.train_steps=0.5", "0.5 (a number)", "an integer >= 1"),
     ("schedule.train_steps=yes", "yes (a boolean)", "an integer >= 1"),
-    ("schedule.train_steps=010", "010 (an integer)", "an integer >= 1; YAML reads 010 as 8: write plain decimals"),
+    ("schedule.train_steps=010", "010 (an integer)",
+     "an integer >= 1; YAML reads 010 as 8: " + DECIMALS),
     ("schedule.train_steps=-5", "-5 (an integer)", "an integer >= 1"),
     ("schedule.train_steps=2020-01-01", "2020-01-01 (a date)", "an integer >= 1"),
-    ("schedule.train_steps=2020-99-99", "tag:yaml.org,2002:timestamp '2020-99-99'", "an integer >= 1"),
+    ("schedule.train_steps=2020-99-99", "tag:yaml.org,2002:timestamp '2020-99-99'",
+     "an integer >= 1"),
     ("schedule.train_steps=!mine 3", "!mine '3'", "an integer >= 1"),
     ("checkpoint.keep_last=None", "'None' (text)", "an integer >= 1, or null; write null"),
     ("logging.tensorboard=1", "1 (an integer)", "true or false"),
     ("logging.tensorboard='1'", "'1' (text)", "true or false"),
     ("run.name=12", "12 (an integer)",
-     "text of letters, digits and . _ - that begins with a letter or digit; put it in quotes to make it text"),
+     NAME + "; put it in quotes to make it text"),
     ("run.name=no", "no (a boolean)",
-     "text of letters, digits and . _ - that begins with a letter or digit; put it in quotes to make it text"),
+     NAME + "; put it in quotes to make it text"),
     ("run.name=../x", "'../x' (text)",
-     "text of letters, digits and . _ - that begins with a letter or digit"),
+     NAME),
     ("run.folder=' '", "' ' (text)", "text that is not empty, without blanks at its ends"),
     ("precision.dtype=fp16", "'fp16' (text)", "one of bf16, fp32; did you mean bf16?"),
     ("precision.dtype=double", "'double' (text)", "one of bf16, fp32"),
-    ("precision.dtype=16", "16 (an integer)", "one of bf16, fp32"),
+    ("precision.dtype=16", "16 (an integer)", "one of bf16, fp32; did you mean bf16?"),
     ("data.valid_fraction=1", "1 (an integer)", "a number > 0 and < 1"),
     ("data.valid_fraction=0.0", "0.0 (a number)", "a number > 0 and < 1"),
     ("data.corpora=corpus", "corpus", "a list of mappings with path, weight"),
@@ -153,9 +157,8 @@ def test_unknown_and_repeated_keys_and_sections(tmp_path):
 
 
 def test_missing_keys_are_told_at_their_section_or_the_file(tmp_path):
-    name = "text of letters, digits and . _ - that begins with a letter or digit"
     assert problems(tmp_path, text="run: {seed: 1}\n\nschedule:\n  seq_length: 64\n") == [
-        f"c.yaml:1: run.name: not given and has no default; allowed: {name}",
+        f"c.yaml:1: run.name: not given and has no default; allowed: {NAME}",
         "c.yaml:3: schedule.train_steps: not given and has no default; allowed: an integer >= 1",
         "c.yaml:3: schedule.lr_wsd_decay_steps: given null (default) with schedule.lr_decay_style "
         "wsd (default); allowed: an integer >= 1; wsd needs the length of its decay",
@@ -179,15 +182,24 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file(tmp_path):
 
 
 def test_rules_that_rest_on_an_unreadable_value_are_silent(tmp_path):
-    """Of 8 heads and a mistyped TP nothing can be said, nor of what follows from TP."""
+    """What stands in for an unreadable value, and what follows from that, is not judged."""
     found = problems(
-        tmp_path,
-        "parallel.tensor_model_parallel_size=three",
-        "parallel.sequence_parallel=false",
-        "model.num_attention_heads=7",
+        tmp_path, "parallel.tensor_model_parallel_size=three", "parallel.sequence_parallel=true"
     )
     assert len(found) == 1 and "tensor_model_parallel_size: given 'three'" in found[0]
-    found = problems(tmp_path, "model.preset=k3", "parallel.tensor_model_parallel_size=5")
+    found = problems(
+        tmp_path,
+        "parallel.expert_model_parallel_size=two",
+        "parallel.tensor_model_parallel_size=2",
+        "model.moe_ffn_hidden_size=95",
+    )
+    assert len(found) == 1 and "expert_model_parallel_size: given 'two'" in found[0]
+    found = problems(
+        tmp_path,
+        "model.preset=k3",
+        "parallel.tensor_model_parallel_size=3",
+        "schedule.seq_length=66",
+    )
     assert len(found) == 1 and "model.preset: given 'k3'" in found[0]
 
 

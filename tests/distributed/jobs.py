@@ -16,7 +16,9 @@ from k2_megatron.model.build import Model
 from k2_megatron.parallel.flat_shards import flat_shards
 from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.platform.select import current_platform
+from k2_megatron.train.run_folder import RunFolder
 from k2_megatron.train.session import Session, build_session
+from k2_megatron.train.state import resume_session, save_session
 from k2_megatron.train.step import StepOutcome, train_step
 from tests.distributed.canonical import Rectangle
 
@@ -117,4 +119,23 @@ def train(config_path: str, overrides: list[str], num_steps: int) -> dict[str, A
         "losses": [outcome.loss for outcome in outcomes],
         "grad_norms": [outcome.grad_norm for outcome in outcomes],
         "shapes": session.model.shapes,
+    }
+
+
+def train_and_save(
+    config_path: str, overrides: list[str], first: int, last: int, save: bool
+) -> dict[str, Any]:
+    """Train from `first` (after a resume, if it is not 1) to `last`; save at the end if asked."""
+    session = build(config_path, overrides)
+    folder = RunFolder.of(session.config)
+    if first > 1:
+        resumed, warnings = resume_session(session, folder, "the data order")
+        assert (resumed, warnings) == (first - 1, [])
+    outcomes = steps(session, first, last)
+    if save:
+        save_session(session, folder, last, "the data order")
+    return {
+        "losses": [outcome.loss for outcome in outcomes],
+        "parameters": parameters(session.model),
+        "biases": router_biases(session),
     }

@@ -109,7 +109,11 @@ def test_the_writer_draws_every_so_many_steps_and_at_the_end(tmp_path: Path) -> 
     callbacks.on_step_end(bare_record(13))
     wait_for(picture)
     first = picture.read_bytes()
+    drawing = curves._process
+    assert drawing is not None
+    drawing.wait()
     callbacks.on_step_end(bare_record(14))
+    assert curves._process is drawing
     callbacks.on_train_end()
     assert picture.read_bytes() != first
     whole = picture.read_bytes()

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from metrics_records import DEVICE_VALUES, bare_record, full_record
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 from k2_megatron.train import tags
 from k2_megatron.train.metrics import StepRecord

@@ -1,0 +1,145 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint holds: model, optimizer, random state, and what it belongs to."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from k2_megatron.checkpoint.folder import Saved
+from k2_megatron.checkpoint.manifest import read_manifest
+from k2_megatron.checkpoint.resume import find_resumable, load
+from k2_megatron.checkpoint.saving import save
+from k2_megatron.errors import CheckpointError
+from k2_megatron.train.run_folder import RunFolder
+from k2_megatron.train.session import Session
+
+
+def save_session(session: Session, folder: RunFolder, step: int, fingerprint: str) -> Saved:
+    """Save the run after `step`. Collective.
+
+    Args:
+        fingerprint: of the data order, so that a resume that would change it is refused.
+
+    Raises:
+        CheckpointError: a rank could not write; earlier checkpoints are untouched.
+    """
+    _finish_parameter_gather(session)
+    schedule = session.config.schedule
+    return save(
+        folder.checkpoints,
+        step,
+        _payload(session),
+        rank=session.topology.rank,
+        world_size=session.topology.world_size,
+        layout=_layout(session),
+        metadata={
+            "consumed_samples": step * schedule.global_batch_size,
+            "data_order": fingerprint,
+        },
+        keep_last=session.config.checkpoint.keep_last,
+    )
+
+
+def resume_session(session: Session, folder: RunFolder, fingerprint: str) -> tuple[int, list[str]]:
+    """Restore the newest whole checkpoint if there is one. Collective.
+
+    Returns:
+        The step it was saved after, 0 where there is none, and warnings for the log.
+
+    Raises:
+        CheckpointError: it belongs to another model, layout or data order.
+    """
+    rank, world_size = session.topology.rank, session.topology.world_size
+    layout = _layout(session)
+    found = find_resumable(folder.checkpoints, rank=rank, world_size=world_size, layout=layout)
+    if found.path is None:
+        return 0, list(found.warnings)
+    manifest = read_manifest(found.path)
+    if manifest.metadata["data_order"] != fingerprint:
+        raise CheckpointError(
+            f"{found.path}: it was trained on samples in another order (data.corpora, "
+            "data.valid_fraction, schedule.seq_length, run.seed, or more train_steps that need "
+            "another pass over the data); restore those, or use another run.name to start anew"
+        )
+    payload = load(found.path, rank=rank, world_size=world_size, layout=layout)
+    _restore(session, payload)
+    return manifest.step, list(found.warnings)
+
+
+def _layout(session: Session) -> dict[str, Any]:
+    """What must be equal for a rank's file to fit this rank."""
+    config = session.config
+    parallel = asdict(config.parallel)
+    # Neither changes what is where; overlap_grad_reduce does, it cuts the buffers into buckets.
+    for name in ("overlap_param_gather", "moe_token_dispatcher_type"):
+        del parallel[name]
+    return {
+        "platform": session.platform.name,
+        "dtype": config.precision.dtype,
+        "optimizer": config.optimizer.type,
+        "global_batch_size": config.schedule.global_batch_size,
+        **{f"parallel.{name}": value for name, value in parallel.items()},
+        **{f"model.{name}": value for name, value in asdict(config.model).items()},
+    }
+
+
+def _payload(session: Session) -> dict[str, Any]:
+    return {
+        "model": [
+            {
+                "parameters": {name: p.detach() for name, p in module.named_parameters()},
+                "buffers": dict(module.named_buffers()),
+            }
+            for module in session.model.modules
+        ],
+        "optimizer": session.optimizer.state_dict(),
+        "random": _random_state(),
+    }
+
+
+@torch.no_grad()
+def _restore(session: Session, payload: dict[str, Any]) -> None:
+    for module, saved in zip(session.model.modules, payload["model"], strict=True):
+        for name, parameter in module.named_parameters():
+            parameter.copy_(saved["parameters"][name])
+        for name, buffer in module.named_buffers():
+            buffer.copy_(saved["buffers"][name])
+    session.optimizer.load_state_dict(payload["optimizer"])
+    _set_random_state(payload["random"])
+
+
+def _finish_parameter_gather(session: Session) -> None:
+    """With overlap, the gather of the last update may be under way or not begun."""
+    for chunk in session.model.chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
+def _random_state() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "tracker": dict(get_cuda_rng_tracker().get_states()),
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
+    get_cuda_rng_tracker().set_states(state["tracker"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
