@@ -56,11 +56,19 @@ def write_rank_file(path: Path, payload: Mapping[str, Any]) -> FileEntry:
         OSError: the disk refused the bytes.
     """
     _require_plain(payload, "payload")
+    try:
+        return _write(path, payload)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def _write(path: Path, payload: Mapping[str, Any]) -> FileEntry:
     with path.open("wb") as file:
         hashing = _HashingFile(file)
         try:
             torch.save(dict(payload), hashing)  # type: ignore[arg-type]
-        except (OSError, RuntimeError):
+        except RuntimeError:
             # torch's zip writer, closing after a failed write, hides the disk's own error.
             if hashing.failure is not None:
                 raise hashing.failure from None

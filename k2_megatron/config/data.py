@@ -40,7 +40,8 @@ class DataConfig:
     )
     cache_folder: str | None = option(
         None,
-        "Folder for the sample indices, shared by all processes. null: beside each corpus.",
+        "Folder for the sample indices, shared by all processes. null: index_cache beside "
+        "the first corpus.",
         pattern=NO_OUTER_BLANKS,
         pattern_words=NO_OUTER_BLANKS_WORDS,
     )

@@ -152,8 +152,7 @@ class _Loading:
                 return _WRONG if _WRONG in items else tuple(items)
             empty = isinstance(given.node, yaml.SequenceNode)
             what = "an empty list" if empty else kind_of_node(given.node)
-            names = ", ".join(keys_of(key.item))
-            raise ValueError(f"given {what}; allowed: a list of mappings with {names}")
+            raise ValueError(f"given {what}; allowed: {key.allowed}")
         except ValueError as error:
             self.problems.append(Problem(given.place, dotted, str(error)))
             return _WRONG
@@ -190,7 +189,7 @@ class _Loading:
                 if dotted in self.values:
                     values[name] = self.values[dotted]
                 elif key.required:
-                    values[name] = () if key.item else key.type(1)
+                    values[name] = () if key.item else key.kind(1)
             built[section] = kind(**values)
         return Config(**built)
 

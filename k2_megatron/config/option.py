@@ -8,10 +8,10 @@ The loader checks values against these declarations and the reference page is pr
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -22,6 +22,7 @@ NO_OUTER_BLANKS = r"\S(.*\S)?"
 NO_OUTER_BLANKS_WORDS = "that is not empty, without blanks at its ends"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Option:
     """What is known of one configuration key beside its type and default.
 
@@ -35,22 +36,12 @@ class Option:
         pattern_words: the pattern in words.
     """
 
-    def __init__(
-        self,
-        doc: str,
-        *,
-        minimum: float | None = None,
-        above: float | None = None,
-        below: float | None = None,
-        pattern: str | None = None,
-        pattern_words: str = "",
-    ) -> None:
-        self.doc = " ".join(doc.split())
-        self.minimum = minimum
-        self.above = above
-        self.below = below
-        self.pattern = pattern
-        self.pattern_words = pattern_words
+    doc: str
+    minimum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    pattern: str | None = None
+    pattern_words: str = ""
 
     def accepts(self, value: object) -> bool:
         """Whether a value of the right type lies in the allowed range. Null is always in range."""
@@ -88,7 +79,7 @@ def required(
 ) -> dict[str, Option]:
     """Describe a key that the user must give: `name: str = field(metadata=required("..."))`."""
     declared = Option(
-        doc,
+        doc=" ".join(doc.split()),
         minimum=minimum,
         above=above,
         below=below,
@@ -120,14 +111,14 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Key:
-    """One key of a section as the loader sees it: name, type, default and `Option`.
+    """One key of a section as the loader sees it.
 
     Attributes:
         name: the key in YAML.
-        types: the plain types allowed (bool, int, float or str); empty where `choices` or `item`
-            says what is allowed.
-        choices: the allowed words of a Literal.
+        kind: the type of its values: bool, int, float, str, or tuple for a list.
+        choices: the allowed words, if only some are.
         item: the dataclass of the items, for a list.
         optional: whether null is allowed.
         required: whether there is no default.
@@ -135,35 +126,45 @@ class Key:
         option: the declaration.
     """
 
-    def __init__(self, declared: Field[Any], hint: object) -> None:
-        self.name = declared.name
-        self.option: Option = declared.metadata[_METADATA_KEY]
-        self.required = declared.default is MISSING
-        self.default: object = None if self.required else declared.default
-        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        self.optional = NoneType in parts
-        (kind,) = (part for part in parts if part is not NoneType)
-        self.choices: tuple[str, ...] = get_args(kind) if get_origin(kind) is Literal else ()
-        self.item: type | None = get_args(kind)[0] if get_origin(kind) is tuple else None
-        self.type: type = str if self.choices else tuple if self.item else cast(type, kind)
+    name: str
+    kind: type
+    choices: tuple[str, ...]
+    item: type | None
+    optional: bool
+    required: bool
+    default: object
+    option: Option
 
-    @property
-    def type_text(self) -> str:
-        """The type in words, without range and null."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-        return "a list" if self.item else names[self.type]
+    @staticmethod
+    def of(declared: Field[Any], hint: object) -> Key:
+        """Read a key off its dataclass field and the field's type."""
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        (inner,) = (part for part in parts if part is not NoneType)
+        outer = get_origin(inner)
+        required = declared.default is MISSING
+        return Key(
+            name=declared.name,
+            kind=str if outer is Literal else tuple if outer is tuple else inner,
+            choices=get_args(inner) if outer is Literal else (),
+            item=get_args(inner)[0] if outer is tuple else None,
+            optional=NoneType in parts,
+            required=required,
+            default=None if required else declared.default,
+            option=declared.metadata[_METADATA_KEY],
+        )
 
     @property
     def allowed(self) -> str:
         """What may be written, in words, for messages and the reference page."""
-        null = ", or null" if self.optional else ""
-        return f"{self.type_text}{self.option.range_text()}{null}"
+        if self.item is not None:
+            return f"a list of mappings with {', '.join(keys_of(self.item))}"
+        names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+        kind = "one of " + ", ".join(self.choices) if self.choices else names[self.kind]
+        return f"{kind}{self.option.range_text()}{', or null' if self.optional else ''}"
 
 
 @cache
 def keys_of(section: type) -> dict[str, Key]:
     """The keys of a section's dataclass by name, in the order of declaration."""
     hints = get_type_hints(section)
-    return {declared.name: Key(declared, hints[declared.name]) for declared in fields(section)}
+    return {declared.name: Key.of(declared, hints[declared.name]) for declared in fields(section)}

@@ -86,7 +86,7 @@ def _type(key: Key) -> str:
         return "list"
     if key.choices:
         return "word"
-    return {bool: "boolean", int: "integer", float: "number", str: "text"}[key.type]
+    return {bool: "boolean", int: "integer", float: "number", str: "text"}[key.kind]
 
 
 def _yaml(value: object) -> str:

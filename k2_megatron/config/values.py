@@ -50,12 +50,12 @@ def _as_type(node: yaml.ScalarNode, value: object, key: Key) -> bool | int | flo
     """The value in the key's type, None if it is of another; only int to float is converted."""
     if type(value) is int and not _PLAIN_INTEGER.fullmatch(node.value):
         return None
-    if key.type is float and type(value) is int:
+    if key.kind is float and type(value) is int:
         try:
             return float(value)
         except OverflowError:
             return None
-    if not isinstance(value, bool | int | float | str) or type(value) is not key.type:
+    if not isinstance(value, bool | int | float | str) or type(value) is not key.kind:
         return None
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -75,7 +75,7 @@ def _hint(node: yaml.ScalarNode, value: object, key: Key) -> str:
     if key.choices:
         found = nearest(node.value.lower(), key.choices)
         return f"; did you mean {found}?" if found else ""
-    if key.type is str:
+    if key.kind is str:
         return "" if isinstance(value, str) else "; put it in quotes to make it text"
     if isinstance(value, str):
         if key.optional and value.lower() == "none":
@@ -83,19 +83,19 @@ def _hint(node: yaml.ScalarNode, value: object, key: Key) -> str:
         return _number_hint(node, value, key) if _NUMBER.fullmatch(value) else ""
     if type(value) is int and not _PLAIN_INTEGER.fullmatch(node.value):
         return f"; YAML reads {node.value} as {value}: write plain decimals"
-    if key.type is int and isinstance(value, float) and value.is_integer():
+    if key.kind is int and isinstance(value, float) and value.is_integer():
         return f"; write {int(value)}"
     return ""
 
 
 def _number_hint(node: yaml.ScalarNode, value: str, key: Key) -> str:
     """How to write a number that YAML took for text."""
-    if key.type is bool:
+    if key.kind is bool:
         return ""
     if node.style is not None:
         return "; leave out the quotes"
     number = float(value)
-    if key.type is int:
+    if key.kind is int:
         return f"; write {int(number)}" if number.is_integer() else ""
     mantissa, _, exponent = value.lower().partition("e")
     mantissa = mantissa if "." in mantissa else f"{mantissa}.0"

@@ -39,6 +39,10 @@ class Platform(ABC):
         """TransformerConfig fields that depend on the device, not on the model."""
 
     @abstractmethod
+    def process_group_options(self) -> dict[str, Any]:
+        """What init_process_group wants to know about the device."""
+
+    @abstractmethod
     def synchronize(self) -> None:
         """Wait for the device."""
 

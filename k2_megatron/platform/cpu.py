@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform as host
+import sys
 from typing import Any
 
 import torch
@@ -32,6 +33,10 @@ class CpuPlatform(Platform):
             return
         # megatron.core.jit.jit_fuser is torch.compile, which needs a compiler at run time here.
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        # A machine with a GPU may be asked for the CPU: its device and CUDA-only packages stay out.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        for package in ("transformer_engine", "transformer_engine_torch", "apex"):
+            sys.modules[package] = None  # type: ignore[assignment]
         redirect_cuda_names()
         add_unequal_collectives()
         engine.check_version()
@@ -61,6 +66,10 @@ class CpuPlatform(Platform):
             "apply_rope_fusion": False,
             "deallocate_pipeline_outputs": False,
         }
+
+    def process_group_options(self) -> dict[str, Any]:
+        """Nothing: gloo takes any tensor in host memory."""
+        return {}
 
     def synchronize(self) -> None:
         """Nothing to wait for."""

@@ -50,6 +50,10 @@ class CudaPlatform(Platform):
             "deallocate_pipeline_outputs": True,
         }
 
+    def process_group_options(self) -> dict[str, Any]:
+        """The device, so that NCCL connects at once and barriers need not guess it."""
+        return {"device_id": self.device}
+
     def synchronize(self) -> None:
         """Wait for all streams of the device."""
         torch.cuda.synchronize()

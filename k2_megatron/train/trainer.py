@@ -176,6 +176,7 @@ def _process_group(config: Config, platform: Platform, ranks: RankInfo) -> Itera
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=timedelta(seconds=config.run.distributed_timeout_seconds),
+        **platform.process_group_options(),
     )
     try:
         yield

@@ -164,7 +164,8 @@ def test_missing_keys_are_told_at_their_section_or_the_file(tmp_path):
         "wsd (default); allowed: an integer >= 1; wsd needs the length of its decay",
         "c.yaml: model.preset: not given and has no default; "
         "allowed: one of kimi-k2, moonlight-16b-a3b, k2-tiny",
-        "c.yaml: data.corpora: not given and has no default; allowed: a list",
+        "c.yaml: data.corpora: not given and has no default; "
+        "allowed: a list of mappings with path, weight",
     ]
 
 

@@ -76,7 +76,7 @@ def test_defaults_and_presets_are_values_that_the_keys_allow():
                 if value is None:
                     assert key.optional, name
                 else:
-                    assert type(value) is key.type, name
+                    assert type(value) is key.kind, name
                     assert key.option.accepts(value), name
                     assert not key.choices or value in key.choices, name
 

@@ -22,6 +22,7 @@ from k2_megatron.data.prepare import prepare
 from k2_megatron.data.progress import Progress
 from k2_megatron.data.tokenizer import ByteTokenizer, build_tokenizer
 from k2_megatron.errors import DataError
+from tests.data.dying_tokenizer import DyingTokenizer
 
 BYTE = build_tokenizer("byte")
 SLOW_RUN = """
@@ -189,13 +190,6 @@ def test_failed_overwrite_leaves_the_old_output(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         prepare([tmp_path / "a.txt"], tmp_path / "c", BYTE, overwrite=True)
     assert documents_of(tmp_path / "c") == ["old"]
-
-
-class DyingTokenizer(ByteTokenizer):
-    """Ends its process, as the kernel does when memory runs out."""
-
-    def encode(self, text: str) -> list[int]:
-        os._exit(9)
 
 
 def test_dead_worker_is_an_error_and_not_a_wait(tmp_path: Path) -> None:

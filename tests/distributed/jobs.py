@@ -116,6 +116,7 @@ def train(config_path: str, overrides: list[str], num_steps: int) -> dict[str, A
         "gradients": first_gradients,
         "parameters": parameters(session.model),
         "biases": router_biases(session),
+        "loads": session.router_bias.loads(),
         "losses": [outcome.loss for outcome in outcomes],
         "grad_norms": [outcome.grad_norm for outcome in outcomes],
         "shapes": session.model.shapes,
