@@ -29,7 +29,7 @@ test: $(STAMP) ## run every test that needs no GPU
 
 # mypy finds a module by its folder, and our rooms are named differently once installed:
 # it reads a built tree, and its messages get the names of the source back.
-check: $(STAMP) ## style, types and the rules of the house
+check: $(STAMP) ## check style, types and the rules of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/mypy

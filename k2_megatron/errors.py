@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""The errors a user can cause. The command line prints their text without a traceback, exit code 2."""
+"""The errors a user can cause. The command line prints their text, no traceback, exit code 2."""
 
 
 class UserError(Exception):
-    """Base of everything a user can cause and mend; its text says what was given and what is allowed."""
+    """Base of what a user can cause and mend; its text says what was given and what is allowed."""
 
 
 class ConfigError(UserError):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where each parameter lies in megatron-core's flat gradient buffers, and which part is this rank's.
+"""Where parameters lie in megatron-core's flat gradient buffers, and which part is this rank's.
 
 DistributedDataParallel lays parameters end to end in buffers, cuts these into buckets and, with
 ZeRO-1, gives each data-parallel rank an equal interval of every bucket. After the reduce-scatter a

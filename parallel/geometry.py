@@ -192,9 +192,7 @@ class _Chunk:
         hidden = self.shape.hidden_size
         yield self._vector(f"{name}.enorm.weight", f"{key}.embedding_norm", hidden)
         yield self._vector(f"{name}.hnorm.weight", f"{key}.hidden_norm", hidden)
-        yield self._rows(
-            f"{name}.eh_proj.weight", [(f"{key}.join", self._cut(hidden))], 2 * hidden
-        )
+        yield self._rows(f"{name}.eh_proj.weight", [(f"{key}.join", self._cut(hidden))], 2 * hidden)
         dense = self.shape.is_dense(self.shape.num_layers - 1)
         yield from self._layer(f"{name}.transformer_layer", f"{key}.layer", dense=dense)
         yield self._vector(f"{name}.final_layernorm.weight", f"{key}.final_norm", hidden)
@@ -221,9 +219,7 @@ class _Chunk:
         return (size // ways * rank, size // ways * (rank + 1))
 
     def _vector(self, name: str, key: str, size: int) -> ParameterGeometry:
-        piece = Piece(
-            key=key, rows=(0, size), cols=(0, 1), local_rows=(0, size), local_cols=(0, 1)
-        )
+        piece = Piece(key=key, rows=(0, size), cols=(0, 1), local_rows=(0, size), local_cols=(0, 1))
         return ParameterGeometry(name=name, shape=(size, 1), pieces=(piece,), is_vector=True)
 
     def _rows(

@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import torch.distributed as dist
-from megatron.core import parallel_state, tensor_parallel
-
 from k2_megatron.parallel.topology import Axis, Topology
+from megatron.core import parallel_state, tensor_parallel
 
 
 def initialize(

@@ -123,9 +123,7 @@ class AdamW:
             _load_inner_state(inner, saved)
 
     def _inner(self) -> list[Any]:
-        return [
-            inner for inner in self._wheel.chained_optimizers if not inner.is_stub_optimizer
-        ]
+        return [inner for inner in self._wheel.chained_optimizers if not inner.is_stub_optimizer]
 
 
 def _inner_state(inner: Any) -> dict[str, Any]:
@@ -148,9 +146,9 @@ def _load_inner_state(inner: Any, saved: dict[str, Any]) -> None:
         # A tensor of its own for each shard, `step` too: distrib_optimizer.py:820 lets shards
         # share one step tensor, which AdamW then advances once a shard.
         torch_optimizer.state[shard] = {
-            name: value.to(
-                shard.device if value.dim() else value.device, copy=True
-            ) if torch.is_tensor(value) else value
+            name: value.to(shard.device if value.dim() else value.device, copy=True)
+            if torch.is_tensor(value)
+            else value
             for name, value in state.items()
         }
     for group, steps in zip(torch_optimizer.param_groups, saved["group_steps"], strict=True):

@@ -55,6 +55,15 @@ class Model:
             for entry in entries:
                 yield named[entry.name], entry
 
+    def finish_parameter_gather(self) -> None:
+        """Wait for the last update to reach every rank. Collective.
+
+        With overlap_param_gather it may be under way, or not begun before the next forward.
+        """
+        for chunk in self.chunks:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
+
 
 def rank_place(topology: Topology) -> RankPlace:
     """This rank on the axes that cut matrices."""

@@ -22,7 +22,9 @@ def gather_routing(session: Session) -> tuple[dict[int, list[int]] | None, ByLay
     if pipeline.size > 1:
         dist.all_gather_object(stages, own, group=pipeline.group)
     loads = {
-        layer: [round(count) for count in row] for stage, _ in stages for layer, row in stage.items()
+        layer: [round(count) for count in row]
+        for stage, _ in stages
+        for layer, row in stage.items()
     }
     biases = {layer: row for _, stage in stages for layer, row in stage.items()}
     return (dict(sorted(loads.items())) or None), (dict(sorted(biases.items())) or None)

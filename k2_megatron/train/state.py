@@ -30,7 +30,7 @@ def save_session(session: Session, folder: RunFolder, step: int, fingerprint: st
     Raises:
         CheckpointError: a rank could not write; earlier checkpoints are untouched.
     """
-    _finish_parameter_gather(session)
+    session.model.finish_parameter_gather()
     schedule = session.config.schedule
     return save(
         folder.checkpoints,
@@ -113,13 +113,6 @@ def _restore(session: Session, payload: dict[str, Any]) -> None:
             buffer.copy_(saved["buffers"][name])
     session.optimizer.load_state_dict(payload["optimizer"])
     _set_random_state(payload["random"])
-
-
-def _finish_parameter_gather(session: Session) -> None:
-    """With overlap, the gather of the last update may be under way or not begun."""
-    for chunk in session.model.chunks:
-        if chunk.ddp_config.overlap_param_gather:
-            chunk.start_param_sync(force_sync=True)
 
 
 def _random_state() -> dict[str, Any]:

@@ -92,9 +92,7 @@ def _forward_step(session: Session, iterator: Iterator[Batch], model: Any) -> An
     if session.topology.cp.size > 1:
         batch = get_batch_on_this_cp_rank(batch)
     # Stages between the first and the last get no text and need none.
-    output = model(
-        batch.get("tokens"), batch.get("position_ids"), None, labels=batch.get("labels")
-    )
+    output = model(batch.get("tokens"), batch.get("position_ids"), None, labels=batch.get("labels"))
     return output, partial(_loss, batch.get("loss_mask"))
 
 

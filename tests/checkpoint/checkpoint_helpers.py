@@ -3,6 +3,7 @@
 """Two real processes over gloo, one that dies, and a checkpoint to save: what these tests share."""
 
 import multiprocessing
+import pickle
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -47,6 +48,11 @@ def save_step(folder: Path, step: int, rank: int, world_size: int, **changes: An
     return save(folder, step, payload, **arguments)
 
 
+def _send(answer: Connection, result: object) -> None:
+    """Send a copy: Connection.send would share a tensor's memory with a process about to end."""
+    answer.send_bytes(pickle.dumps(result))
+
+
 def _child(
     task: Callable[[int], Any], rank: int, world_size: int, store: Path, answer: Connection
 ) -> None:
@@ -59,13 +65,13 @@ def _child(
             world_size=world_size,
             timeout=timedelta(seconds=PATIENCE_SECONDS),
         )
-        answer.send(task(rank))
+        _send(answer, task(rank))
         dist.barrier()
         dist.destroy_process_group()
     except CheckpointError as error:
-        answer.send(error)
+        _send(answer, error)
     except BaseException:
-        answer.send(AssertionError(traceback.format_exc()))
+        _send(answer, AssertionError(traceback.format_exc()))
 
 
 def run_ranks(task: Callable[[int], Any], store: Path, world_size: int = WORLD_SIZE) -> list[Any]:
@@ -84,7 +90,7 @@ def run_ranks(task: Callable[[int], Any], store: Path, world_size: int = WORLD_S
     for rank, (_, receive) in enumerate(children):
         assert receive.poll(PATIENCE_SECONDS), f"rank {rank} hangs"
         try:
-            results.append(receive.recv())
+            results.append(pickle.loads(receive.recv_bytes()))
         except EOFError as error:
             results.append(error)
     for child, _ in children:

@@ -8,20 +8,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from k2_megatron.parallel.flat_shards import flat_shards
+from k2_megatron.parallel.geometry import ParameterGeometry
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.resolve import resolve
 from k2_megatron.model.build import Model
-from k2_megatron.parallel.flat_shards import flat_shards
-from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.platform.select import current_platform
 from k2_megatron.train.run_folder import RunFolder
 from k2_megatron.train.session import Session, build_session
 from k2_megatron.train.state import resume_session, save_session
 from k2_megatron.train.step import StepOutcome, train_step
 from tests.distributed.canonical import Rectangle
-
 
 
 def build(config_path: str, overrides: list[str]) -> Session:
@@ -77,6 +76,7 @@ def rectangles(entry: ParameterGeometry, local: torch.Tensor) -> list[Rectangle]
 
 def parameters(model: Model) -> list[Rectangle]:
     """Every parameter of this rank."""
+    model.finish_parameter_gather()
     return [
         rectangle
         for parameter, entry in model.parameters()

@@ -68,6 +68,4 @@ def all_layouts(world_size: int, *, num_layers: int, num_experts: int) -> Iterat
                             continue
                         if tp > 1 and ep == 1 and etp == 1:
                             continue
-                        yield Layout(
-                            world_size=world_size, tp=tp, pp=pp, vpp=vpp, ep=ep, etp=etp
-                        )
+                        yield Layout(world_size=world_size, tp=tp, pp=pp, vpp=vpp, ep=ep, etp=etp)

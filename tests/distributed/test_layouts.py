@@ -4,25 +4,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import Any
-
 import pytest
-import torch
 
-from tests.distributed.canonical import assemble
-from tests.distributed.harness import run_ranks
+from tests.distributed.equality import assert_equals_one_process
 from tests.distributed.layouts import Layout, all_layouts
-
-CONFIG = str(Path(__file__).with_name("small.yaml"))
-NUM_STEPS = 3
-
-# fp32 sums in another order: 2^-24 times the square root of the some thousand terms of a gradient,
-# with an order of magnitude to spare. Wrong gradients differ by 1e-2 and more.
-GRADIENT = {"rtol": 2e-5, "atol": 2e-6}
-# Three AdamW steps of at most 2e-3 each, on gradients of that accuracy.
-PARAMETER = {"rtol": 2e-5, "atol": 2e-6}
 
 LAYOUTS = [
     layout
@@ -31,38 +16,6 @@ LAYOUTS = [
 ]
 
 
-@cache
-def single_process() -> dict[str, Any]:
-    """The run that all layouts must repeat."""
-    (result,) = run_ranks(
-        "train", 1, config_path=CONFIG, overrides=[], num_steps=NUM_STEPS
-    )
-    for name in ("initial", "gradients", "parameters"):
-        result[name] = assemble([result[name]], result["shapes"])
-    return result
-
-
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_layout_equals_one_process(layout: Layout) -> None:
-    one = single_process()
-    ranks = run_ranks(
-        "train",
-        layout.world_size,
-        config_path=CONFIG,
-        overrides=layout.overrides(),
-        num_steps=NUM_STEPS,
-    )
-    for result in ranks:
-        assert result["losses"] == pytest.approx(one["losses"], rel=2e-6)
-        assert result["grad_norms"] == pytest.approx(one["grad_norms"], rel=1e-5)
-        for layer, bias in result["biases"].items():
-            assert bias == one["biases"][layer]
-    initial = assemble([result["initial"] for result in ranks], one["shapes"])
-    for key, matrix in one["initial"].items():
-        assert torch.equal(initial[key], matrix), f"{key} begins with other values"
-    for name, tolerance in (("gradients", GRADIENT), ("parameters", PARAMETER)):
-        found = assemble([result[name] for result in ranks], one["shapes"])
-        for key, matrix in one[name].items():
-            torch.testing.assert_close(
-                found[key], matrix, **tolerance, msg=lambda text, key=key: f"{name} {key}: {text}"
-            )
+    assert_equals_one_process(layout)

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from k2_megatron.parallel.geometry import ParameterGeometry
+
 from k2_megatron.config import loader
 from k2_megatron.model import build, spec, transformer
-from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.platform.cpu import CpuPlatform
 from tests.distributed.jobs import train
 

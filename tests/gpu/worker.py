@@ -38,6 +38,7 @@ def main() -> None:
         **platform.process_group_options(),
     )
     from k2_megatron.parallel import megatron_state
+
     from tests.distributed import jobs
 
     for job in json.loads((folder / "jobs.json").read_text()):
