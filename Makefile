@@ -70,11 +70,11 @@ $(STAMP): pyproject.toml setup.py $(ROOMS)
 	fi; \
 	if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; then \
 	    echo "Installing into $(VENV), with CUDA and Transformer Engine"; \
-	    $(PIP) install torch 'setuptools>=68' wheel pybind11 ninja; \
+	    $(PIP) install torch 'setuptools>=77' wheel pybind11 ninja; \
 	    $(PIP) install --no-build-isolation --editable '.[dev,gpu]'; \
 	else \
 	    echo "Installing into $(VENV), for the CPU"; \
-	    $(PIP) install $(TORCH) 'setuptools>=68' wheel; \
+	    $(PIP) install $(TORCH) 'setuptools>=77' wheel; \
 	    $(PIP) install --no-build-isolation --editable '.[dev]'; \
 	fi; \
 	touch $@

@@ -5,52 +5,77 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from k2_megatron.checkpoint.cli import add_checkpoint_parser, run_checkpoint
-from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.resolve import fitting_world_sizes, resolve_world
-from k2_megatron.errors import UserError
-from k2_megatron.launch.ranks import RankInfo, launched_rank
+from k2_megatron.errors import TopologyError, UserError
+from k2_megatron.launch.ranks import RankInfo, check_local_ranks, launched_rank
+from k2_megatron.launch.signals import PARENT_PIPE, StopSignals, stop_with_parent
 from k2_megatron.launch.spawn import USER_ERROR, spawn
+
+BY_KEYBOARD = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = _parser().parse_args(given)
+    args = _parser(with_data=given[:1] == ["data"]).parse_args(given)
     try:
         code: int = args.run(args)
         return code
     except UserError as error:
         print(f"k2-megatron: {error}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        print("k2-megatron: interrupted", file=sys.stderr)
+        return BY_KEYBOARD
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, with_data: bool) -> argparse.ArgumentParser:
+    """The parser of all commands; that of `data` is complete only if it is asked for."""
     parser = argparse.ArgumentParser(
         prog="k2-megatron", description="Pre-train Kimi-K2-class models on megatron-core."
     )
+    parser.add_argument(
+        "--version", action="version", version=f"k2-megatron {version('k2-megatron')}"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="start a run, or go on with it")
+    train = commands.add_parser(
+        "train",
+        help="start a run, or go on with it",
+        description="Train as CONFIG says, from the newest checkpoint of the run if there is one. "
+        "Exit codes: 0 done, 2 a mistake in what was given, 3 stopped by SIGINT, SIGTERM or "
+        "SIGUSR1 with a checkpoint saved, so that the same command goes on.",
+    )
     _add_config(train)
     train.add_argument(
         "--nproc",
-        type=int,
+        type=_process_count,
         metavar="N",
         help="local ranks to start; by default one for each GPU, on a CPU as few as the layout "
-        "needs. Under torchrun or srun their ranks are used instead",
+        "needs. Not under torchrun or srun, which start the ranks themselves",
     )
     train.set_defaults(run=_train)
-    validate = commands.add_parser("validate", help="check a configuration, all problems at once")
+    validate = commands.add_parser(
+        "validate",
+        help="check a configuration, all problems at once",
+        description="Check CONFIG without training; tells every problem at once.",
+    )
     _add_config(validate)
     validate.set_defaults(run=_validate)
-    # The data commands import megatron-core's datasets: only when they are asked for.
-    data = commands.add_parser("data", help="prepare corpora", add_help=False)
-    data.add_argument("rest", nargs=argparse.REMAINDER)
-    data.set_defaults(run=_data)
+    if with_data:
+        # Imports numpy and the tokenizers' modules, which nothing else here needs.
+        from k2_megatron.data.cli import add_data_parser, run_data
+
+        add_data_parser(commands)
+        commands.choices["data"].set_defaults(run=run_data)
+    else:
+        commands.add_parser("data", help="prepare training data")
     add_checkpoint_parser(commands).set_defaults(run=run_checkpoint)
     return parser
 
@@ -67,34 +92,64 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _process_count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"given {text!r}; allowed: an integer >= 1")
+    return int(text)
+
+
 def _train(args: argparse.Namespace) -> int:
-    config = load_config(args.config, args.overrides)
     ranks = launched_rank()
     if ranks is None:
-        num_ranks = args.nproc or _default_ranks(config)
-        resolve_world(config, num_ranks)
-        from k2_megatron.train.run_folder import RunFolder
+        return _train_here(args)
+    # As early as possible: from here on a signal is a wish to stop, not an end.
+    stop_signals = StopSignals()
+    stop_with_parent()
+    try:
+        return _train_as_rank(args, ranks, stop_signals)
+    except UserError as error:
+        if ranks.rank == 0 or PARENT_PIPE in os.environ:
+            raise
+        raise type(error)(f"rank {ranks.rank}: {error}") from error
 
-        given = [args.config, *(f"--set={override}" for override in args.overrides)]
-        return spawn(["train", *given], num_ranks, RunFolder.of(config).logs)
-    return _train_as_rank(config, ranks)
 
+def _train_here(args: argparse.Namespace) -> int:
+    """Check all that can be checked, then start the ranks on this machine and wait for them."""
+    config = load_config(args.config, args.overrides)
+    if args.nproc is not None:
+        resolve_world(config, args.nproc)
+    from k2_megatron.launch.preflight import check_data, check_run_folder
 
-def _train_as_rank(config: Config, ranks: RankInfo) -> int:
+    check_data(config)
     from k2_megatron.platform.select import current_platform
 
     platform = current_platform()
+    platform.check(config)
+    devices = platform.local_device_count()
+    num_ranks = args.nproc or devices or fitting_world_sizes(config)[0]
+    check_local_ranks(num_ranks, devices)
+    resolve_world(config, num_ranks)
+    given = [args.config, *(f"--set={override}" for override in args.overrides)]
+    command = [sys.executable, "-m", "k2_megatron", "train", *given]
+    return spawn(command, num_ranks, check_run_folder(config).logs)
+
+
+def _train_as_rank(args: argparse.Namespace, ranks: RankInfo, stop_signals: StopSignals) -> int:
+    """Be one rank of a run that torchrun, srun or `_train_here` started."""
+    if args.nproc is not None:
+        raise TopologyError(
+            f"--nproc {args.nproc}: a launcher has started {ranks.world_size} processes already "
+            "(RANK or SLURM_PROCID is set); leave --nproc out"
+        )
+    config = load_config(args.config, args.overrides)
+    from k2_megatron.platform.select import current_platform
+
+    platform = current_platform()
+    check_local_ranks(ranks.local_rank + 1, platform.local_device_count())
     platform.prepare(ranks.local_rank)  # before the trainer imports megatron-core
     from k2_megatron.train.trainer import train
 
-    return train(config, platform, ranks)
-
-
-def _default_ranks(config: Config) -> int:
-    """One rank a GPU; without GPUs the fewest that fit the layout."""
-    from k2_megatron.platform.select import current_platform
-
-    return current_platform().local_device_count() or fitting_world_sizes(config)[0]
+    return train(config, platform, ranks, stop_signals)
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -103,11 +158,3 @@ def _validate(args: argparse.Namespace) -> int:
     shown = ", ".join(str(size) for size in sizes[:8]) + (", ..." if len(sizes) > 8 else "")
     print(f"{args.config} is valid; numbers of processes that fit: {shown or 'none'}")
     return 0
-
-
-def _data(args: argparse.Namespace) -> int:
-    from k2_megatron.data.cli import add_data_parser, run_data
-
-    parser = argparse.ArgumentParser(prog="k2-megatron")
-    add_data_parser(parser.add_subparsers(dest="command", required=True))
-    return run_data(parser.parse_args(["data", *args.rest]))

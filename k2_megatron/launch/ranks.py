@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from k2_megatron.errors import TopologyError
 
+_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankInfo:
@@ -24,24 +27,64 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> RankInfo | Non
     """The rank a launcher gave to this process; None where no launcher did.
 
     Raises:
-        TopologyError: the launcher's variables are incomplete or no numbers.
+        TopologyError: the launcher's variables are incomplete, no numbers, or contradict each
+            other.
     """
-    if "RANK" in environment or "WORLD_SIZE" in environment:
-        return _read(environment, "RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if any(name in environment for name in _TORCHRUN):
+        return _read(environment, *_TORCHRUN)
     # Inside an allocation but not under srun SLURM_PROCID is 0 of one task, or unset.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return _read(environment, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
+    if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        return _read(environment, *_SLURM)
     return None
+
+
+def check_local_ranks(num_ranks: int, num_devices: int | None) -> None:
+    """Refuse more ranks on this machine than it has devices.
+
+    Args:
+        num_ranks: ranks here, or the highest local rank plus 1.
+        num_devices: of this machine; None where ranks need no device of their own.
+
+    Raises:
+        TopologyError: there are more ranks than devices.
+    """
+    if num_devices is not None and num_ranks > num_devices:
+        plural = "" if num_devices == 1 else "s"
+        raise TopologyError(
+            f"{num_ranks} ranks on this machine, which has {num_devices} GPU{plural}; allowed: at "
+            f"most {num_devices}, one for each GPU (CUDA_VISIBLE_DEVICES hides GPUs, "
+            "K2_MEGATRON_PLATFORM=cpu trains without them)"
+        )
 
 
 def _read(environment: Mapping[str, str], rank: str, local_rank: str, size: str) -> RankInfo:
     values = {}
     for name in (rank, local_rank, size):
         text = environment.get(name)
-        if text is None or not text.isdecimal():
+        # isdecimal alone takes the digits of every script.
+        if text is None or not (text.isascii() and text.isdecimal()):
+            given = "is not set" if text is None else f"is {text!r}"
             raise TopologyError(
-                f"environment variable {name}={text!r}: a launcher that sets one of {rank}, "
-                f"{local_rank}, {size} must set all three to whole numbers"
+                f"environment variable {name} {given}: a launcher that sets one of {rank}, "
+                f"{local_rank}, {size} must set all three, to whole numbers"
             )
         values[name] = int(text)
-    return RankInfo(rank=values[rank], local_rank=values[local_rank], world_size=values[size])
+    found = RankInfo(rank=values[rank], local_rank=values[local_rank], world_size=values[size])
+    if found.rank >= found.world_size:
+        raise TopologyError(
+            f"environment variable {rank} is {found.rank} and {size} is {found.world_size}; "
+            f"allowed: ranks from 0 to {size} - 1"
+        )
+    _check_address(environment, size)
+    return found
+
+
+def _check_address(environment: Mapping[str, str], size: str) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not environment.get(name):
+            raise TopologyError(
+                f"environment variable {name} is not set, though {size} is: all processes need "
+                "MASTER_ADDR, the host of rank 0, and MASTER_PORT, a free port there. torchrun "
+                "sets both; before srun: export MASTER_PORT=29500 MASTER_ADDR=$(scontrol show "
+                'hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+            )

@@ -14,41 +14,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from k2_megatron.launch.signals import PARENT_PIPE
+
 INTERRUPTED = 3
 USER_ERROR = 2
+FAILED = 1
 # How long ranks get to end by themselves once one has failed.
 GRACE_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+_LOG_LINES_SHOWN = 15
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-def spawn(arguments: Sequence[str], num_ranks: int, log_folder: Path) -> int:
-    """Run `python -m k2_megatron ARGUMENTS` as `num_ranks` ranks over loopback.
+def spawn(command: Sequence[str], num_ranks: int, log_folder: Path) -> int:
+    """Run `command` as `num_ranks` ranks over loopback.
 
     Rank 0 keeps the terminal; the others write to LOG_FOLDER/rank_NNNNN.log. SIGTERM, SIGINT and
-    SIGUSR1 go on to every rank.
+    SIGUSR1 go on to every rank, a closed terminal (SIGHUP) as SIGTERM. No rank outlives this call.
 
     Returns:
-        The exit code of the run: 0, 2 (a user's mistake, which rank 0 or the failed rank's log
-        has told), 3 (stopped by a signal with a checkpoint saved), or 1.
+        The exit code of the run: 0; 2, a user's mistake, which rank 0 or what is shown of a rank's
+        log has told; 3, stopped by a signal with a checkpoint saved; 128 + number, ended by a
+        signal at once; 1, a rank failed.
     """
-    log_folder.mkdir(parents=True, exist_ok=True)
-    ranks: list[subprocess.Popen[bytes]] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        for process in ranks:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, forward) for number in numbers}
+    ranks = _Ranks(log_folder)
+    before = {number: signal.signal(number, ranks.forward) for number in _FORWARDED}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, ranks.forward)
     try:
-        port = _free_port()
-        for rank in range(num_ranks):
-            ranks.append(_start(arguments, rank, num_ranks, port, log_folder))
-        return _wait(ranks, log_folder)
+        ranks.start(command, num_ranks)
+        ranks.wait()
+        return ranks.report()
     finally:
-        for process in ranks:
-            if process.poll() is None:
-                process.kill()
+        ranks.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -58,68 +56,139 @@ def rank_log(log_folder: Path, rank: int) -> Path:
     return log_folder / f"rank_{rank:05d}.log"
 
 
-def _start(
-    arguments: Sequence[str], rank: int, num_ranks: int, port: int, log_folder: Path
-) -> subprocess.Popen[bytes]:
-    cores = os.cpu_count() or 1
-    environment = {
-        "OMP_NUM_THREADS": str(max(1, cores // num_ranks)),
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    command = [sys.executable, "-m", "k2_megatron", *arguments]
-    # Ranks get signals from the parent alone: a Ctrl-C of the terminal would reach them twice.
-    if rank == 0:
-        return subprocess.Popen(command, env=environment, start_new_session=True)
-    with rank_log(log_folder, rank).open("wb") as log:
-        return subprocess.Popen(
-            command,
-            env=environment,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+class _Ranks:
+    """The processes of one run, and what became of them."""
 
+    def __init__(self, log_folder: Path) -> None:
+        self._log_folder = log_folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._culprit: int | None = None
+        self._signal: int | None = None
+        # Ours alone: the ranks see it close when this process ends, however that comes.
+        self._pipe, self._writing = os.pipe()
 
-def _wait(ranks: list[subprocess.Popen[bytes]], log_folder: Path) -> int:
-    """Wait for all; after the first failure end the rest and say which rank it was and why."""
-    failed: int | None = None
-    deadline = float("inf")
-    while any(process.poll() is None for process in ranks):
-        for rank, process in enumerate(ranks):
-            if failed is None and process.poll() not in (None, 0, INTERRUPTED):
-                failed, deadline = rank, time.monotonic() + GRACE_SECONDS
-        if time.monotonic() > deadline:
-            for process in ranks:
+    def start(self, command: Sequence[str], num_ranks: int) -> None:
+        """Start all ranks; a signal in between leaves out the rest."""
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        port = _free_port()
+        for rank in range(num_ranks):
+            if self._signal is None:
+                self._start_one(command, rank, num_ranks, port)
+
+    def _start_one(self, command: Sequence[str], rank: int, num_ranks: int, port: int) -> None:
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_ranks)),
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",  # a rank that is killed has said what it had to say
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            PARENT_PIPE: str(self._pipe),
+        }
+        log = None if rank == 0 else rank_log(self._log_folder, rank).open("wb")
+        try:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                pass_fds=[self._pipe],
+                # A Ctrl-C of the terminal would reach the ranks twice, and from there only once.
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=None if log is None else subprocess.STDOUT,
+            )
+        finally:
+            if log is not None:
+                log.close()
+        self._processes.append(process)
+
+    def forward(self, number: int, frame: FrameType | None) -> None:
+        """Pass a signal on to every rank that is left."""
+        number = signal.SIGTERM if number == signal.SIGHUP else number
+        if self._signal is None and number == signal.SIGINT:
+            text = b"\nk2-megatron: stopping after this step; Ctrl-C again to end at once\n"
+            os.write(sys.stderr.fileno(), text)
+        self._signal = number
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait(self) -> None:
+        """Wait for all; once one has failed the others get GRACE_SECONDS."""
+        deadline = float("inf")
+        while any(process.poll() is None for process in self._processes):
+            if self._culprit is None:
+                self._culprit = self._worst()
+                if self._culprit is not None:
+                    deadline = time.monotonic() + GRACE_SECONDS
+            if time.monotonic() > deadline:
+                self._kill()
+            time.sleep(_POLL_SECONDS)
+
+    def close(self) -> None:
+        """End what is left at once."""
+        self._kill()
+        os.close(self._pipe)
+        os.close(self._writing)
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
                 process.kill()
-        time.sleep(0.05)
-    codes = [process.returncode for process in ranks]
-    bad = [rank for rank, code in enumerate(codes) if code not in (0, INTERRUPTED)]
-    if not bad:
-        return INTERRUPTED if INTERRUPTED in codes else 0
-    first = failed if failed is not None else bad[0]
-    user_errors = [rank for rank in bad if codes[rank] == USER_ERROR]
-    if user_errors:
-        if 0 not in user_errors:  # rank 0 prints its own
-            _show_log(user_errors[0], codes[user_errors[0]], log_folder)
-        return USER_ERROR
-    _show_log(first, codes[first], log_folder)
-    return 1
+                process.wait()
+
+    def report(self) -> int:
+        """Say on stderr which rank failed and why; the exit code of the run."""
+        codes = [process.returncode for process in self._processes]
+        culprit = self._worst() if self._culprit is None else self._culprit
+        if culprit is None and codes:
+            return INTERRUPTED if INTERRUPTED in codes else 0
+        if USER_ERROR in codes:
+            told = codes.index(USER_ERROR)
+            if told != 0:  # rank 0 has told its own
+                self._show_log(told)
+            return USER_ERROR
+        if self._signal is not None and (culprit is None or codes[culprit] == -self._signal):
+            name = signal.Signals(self._signal).name
+            _say(f"ended at once by {name}; the same command goes on from the last checkpoint")
+            return 128 + self._signal
+        assert culprit is not None, "only a signal keeps all ranks from starting"
+        others = "; the other ranks were stopped" if len(codes) > 1 else ""
+        _say(f"rank {culprit} {_how(codes[culprit])}{others}")
+        self._show_log(culprit)
+        return FAILED
+
+    def _worst(self) -> int | None:
+        """Of the ranks that have failed so far the one most likely to be the cause."""
+        failed = {
+            rank: process.returncode
+            for rank, process in enumerate(self._processes)
+            if process.poll() not in (None, 0, INTERRUPTED)
+        }
+        # A rank whose peer is gone ends with a traceback, never by itself with a signal.
+        return min(failed, key=lambda rank: failed[rank] > 0, default=None)
+
+    def _show_log(self, rank: int) -> None:
+        if rank == 0:
+            return
+        path = rank_log(self._log_folder, rank)
+        text = path.read_text(errors="replace").rstrip().splitlines()[-_LOG_LINES_SHOWN:]
+        print("\n".join([f"the end of {path}:", *text]), file=sys.stderr)
 
 
-def _show_log(rank: int, code: int, log_folder: Path) -> None:
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    print(f"k2-megatron: rank {rank} {how}; the other ranks were stopped", file=sys.stderr)
-    if rank == 0:
-        return
-    path = rank_log(log_folder, rank)
-    text = path.read_text(errors="replace").rstrip().splitlines()[-15:]
-    print("\n".join([f"the end of {path}:", *text]), file=sys.stderr)
+def _how(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"
+
+
+def _say(text: str) -> None:
+    print(f"k2-megatron: {text}", file=sys.stderr)
 
 
 def _free_port() -> int:

@@ -139,7 +139,7 @@ def add_unequal_collectives() -> None:
         dist.all_to_all_single(
             received, send, sizes, [piece.numel() for piece in pieces], group=group
         )
-        return received.split(sizes)
+        return torch.split(received, sizes)
 
     def all_gather(
         outputs: list[torch.Tensor],

@@ -116,5 +116,4 @@ def _global_mean(losses: Sequence[torch.Tensor], session: Session) -> float:
     if topology.pp.size > 1:
         last = dist.get_process_group_ranks(topology.pp.group)[-1]
         dist.broadcast(total, src=last, group=topology.pp.group)
-    summed, count = total.tolist()
-    return summed / count
+    return float(total[0] / total[1])

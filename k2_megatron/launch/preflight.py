@@ -1,0 +1,58 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""What can be found wrong with a run in a moment, without torch, before anything is started."""
+
+from __future__ import annotations
+
+import os
+
+from k2_megatron.checkpoint.folder import list_steps
+from k2_megatron.config.config import Config
+from k2_megatron.data.corpora import check_corpora
+from k2_megatron.data.order import plan_order
+from k2_megatron.errors import CheckpointError, ConfigError
+from k2_megatron.train.run_folder import RunFolder
+
+
+def check_data(config: Config) -> None:
+    """Check that the corpora are whole, fit the model and are long enough for both splits.
+
+    Raises:
+        DataError: they are not.
+    """
+    schedule = config.schedule
+    paths = [corpus.path for corpus in config.data.corpora]
+    check_corpora(paths, config.model.vocab_size, verify_index=False)
+    plan_order(
+        [(corpus.path, corpus.weight) for corpus in config.data.corpora],
+        seq_length=schedule.seq_length,
+        seed=config.run.seed,
+        train_samples=schedule.train_steps * schedule.global_batch_size,
+        valid_samples=config.logging.valid_steps * schedule.global_batch_size,
+        valid_fraction=config.data.valid_fraction,
+    )
+
+
+def check_run_folder(config: Config) -> RunFolder:
+    """Make the run folder; refuse one that `checkpoint.resume: never` forbids to go on with.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+        CheckpointError: checkpoints lie in it, and the run may not resume.
+    """
+    folder = RunFolder.of(config)
+    steps = list_steps(folder.checkpoints)
+    if steps and config.checkpoint.resume == "never":
+        found = ", ".join(path.name for path in list(steps.values())[-3:])
+        raise CheckpointError(
+            f"checkpoint.resume is never, and {folder.checkpoints} holds checkpoints: {found}; "
+            "use another run.name, move that folder away, or set checkpoint.resume: auto to go on"
+        )
+    where = f"run.folder {config.run.folder}, run.name {config.run.name}: {folder.path}"
+    try:
+        folder.logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be made: {error.strerror}: {error.filename}") from error
+    if not os.access(folder.path, os.W_OK | os.X_OK):
+        raise ConfigError(f"{where} cannot be written: permission denied")
+    return folder
