@@ -108,9 +108,12 @@ def _train(args: argparse.Namespace) -> int:
     try:
         return _train_as_rank(args, ranks, stop_signals)
     except UserError as error:
-        if ranks.rank == 0 or PARENT_PIPE in os.environ:
+        if ranks.rank == 0 or PARENT_PIPE in os.environ:  # our ranks have a log each
             raise
-        raise type(error)(f"rank {ranks.rank}: {error}") from error
+        # What is wrong is wrong for all ranks of a node at least: one of them tells.
+        if ranks.local_rank == 0:
+            print(f"k2-megatron: rank {ranks.rank}: {error}", file=sys.stderr)
+        return USER_ERROR
 
 
 def _train_here(args: argparse.Namespace) -> int:

@@ -158,21 +158,19 @@ def verify_owner(
         CheckpointError: it was not; the text lists each difference.
     """
     path = checkpoint / MANIFEST_NAME
-    if manifest.world_size != world_size:
-        raise CheckpointError(
-            f"{path}: saved with world size {manifest.world_size}, this run has {world_size} "
-            f"processes; start it with {manifest.world_size} and the layout {manifest.layout}"
-        )
-    ours = plain(layout)
+    saved = {"number of processes": manifest.world_size, **manifest.layout}
+    ours = {"number of processes": world_size, **plain(layout)}
     absent = "nothing"
     differences = [
-        f"{key}: {manifest.layout.get(key, absent)} in the checkpoint, "
-        f"{ours.get(key, absent)} in this run"
-        for key in sorted(manifest.layout.keys() | ours.keys())
-        if manifest.layout.get(key, absent) != ours.get(key, absent)
+        f"  {key}: {saved.get(key, absent)} in the checkpoint, {ours.get(key, absent)} in this run"
+        for key in sorted(saved.keys() | ours.keys())
+        if saved.get(key, absent) != ours.get(key, absent)
     ]
     if differences:
-        raise CheckpointError(f"{path}: saved in another layout: " + "; ".join(differences))
+        raise CheckpointError(
+            "\n".join([f"{path}: saved with another model or layout:", *differences])
+            + "\nrestore these values to go on, or use another run.name to start anew"
+        )
 
 
 def _checksum(content: Any) -> str:

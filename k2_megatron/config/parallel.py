@@ -75,3 +75,13 @@ class ParallelConfig:
         "How tokens reach their experts: alltoall sends each token where it is needed, allgather "
         "sends all tokens everywhere.",
     )
+    overlap_moe_expert_parallel_comm: bool = option(
+        False,
+        "Run the expert all-to-all of one micro-batch under the computation of another, with one "
+        "more warm-up micro-batch. K2 does. Report section 2.4.2.",
+    )
+    delay_wgrad_compute: bool = option(
+        False,
+        "Compute weight gradients apart from activation gradients, beside communication; needs "
+        "overlap_moe_expert_parallel_comm and a GPU. K2 does. Report section 2.4.2.",
+    )

@@ -26,6 +26,7 @@ _LAYOUT = "parallel.pipeline_model_parallel_layout"
 _CP = "parallel.context_parallel_size"
 _EP = "parallel.expert_model_parallel_size"
 _ETP = "parallel.expert_tensor_parallel_size"
+_OVERLAP = "parallel.overlap_moe_expert_parallel_comm"
 
 
 def refuse_sizes_that_do_not_divide(config: Config) -> Iterable[Refusal]:
@@ -172,6 +173,59 @@ def refuse_gather_overlap_without_reduce_overlap(config: Config) -> Iterable[Ref
         )
 
 
+def refuse_expert_overlap_that_the_engine_cannot_do(config: Config) -> Iterable[Refusal]:
+    """megatron-core's combined schedule asserts most of this; one expert a rank it dies of."""
+    parallel, model = config.parallel, config.model
+    if not parallel.overlap_moe_expert_parallel_comm:
+        return
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    num_local = model.num_experts // parallel.expert_model_parallel_size
+    needs = [
+        (
+            _EP,
+            parallel.expert_model_parallel_size > 1,
+            "without expert parallelism nothing travels",
+        ),
+        (
+            _VPP,
+            interleaved or parallel.pipeline_model_parallel_size == 1,
+            "in a pipeline it needs interleaved chunks",
+        ),
+        ("precision.dtype", config.precision.dtype == "bf16", "the engine has it for bf16 alone"),
+        (
+            "parallel.moe_token_dispatcher_type",
+            parallel.moe_token_dispatcher_type == "alltoall",
+            "there is an all-to-all in that dispatcher alone",
+        ),
+        (
+            "model.num_experts",
+            num_local > 1,
+            "with one expert a process megatron-core 0.16.1 frees tensors that it still needs "
+            "(fine_grained_callables.py:73)",
+        ),
+        (
+            "model.mtp_num_layers",
+            model.mtp_num_layers == 0
+            or (model.mtp_num_layers == 1 and parallel.pipeline_model_parallel_size > 1),
+            "the engine takes one MTP layer at most, and that in a pipeline",
+        ),
+    ]
+    for key, fulfilled, reason in needs:
+        if not fulfilled:
+            yield Refusal((_OVERLAP, key), "false", reason)
+
+
+def refuse_delayed_weight_gradients_without_overlap(config: Config) -> Iterable[Refusal]:
+    """Weight gradients are delayed by the combined schedule only."""
+    parallel = config.parallel
+    if parallel.delay_wgrad_compute and not parallel.overlap_moe_expert_parallel_comm:
+        yield Refusal(
+            ("parallel.delay_wgrad_compute", _OVERLAP),
+            "false, or overlap_moe_expert_parallel_comm true as well",
+            "weight gradients are computed later in the schedule with overlap only",
+        )
+
+
 def refuse_batch_that_no_process_count_fits(config: Config) -> Iterable[Refusal]:
     """Data parallelism divides the batch, and expert parallelism needs enough of it."""
     schedule = config.schedule
@@ -197,5 +251,7 @@ PARALLEL_RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     refuse_dividing_experts_of_a_dense_model,
     refuse_expert_tensor_size_that_loses_gradients,
     refuse_gather_overlap_without_reduce_overlap,
+    refuse_expert_overlap_that_the_engine_cannot_do,
+    refuse_delayed_weight_gradients_without_overlap,
     refuse_batch_that_no_process_count_fits,
 )

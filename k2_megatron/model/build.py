@@ -192,6 +192,9 @@ def _wrap(
         use_distributed_optimizer=True,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         overlap_param_gather=config.parallel.overlap_param_gather,
+        # Without it Transformer Engine's stand-in gradients would start the reduce-scatter early
+        # (distributed_data_parallel.py:328).
+        delay_wgrad_compute=config.parallel.delay_wgrad_compute,
         # A non-finite gradient must skip the step, not kill the run (param_and_grad_buffer.py:382).
         check_for_nan_in_grad=False,
     )

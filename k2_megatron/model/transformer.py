@@ -114,6 +114,8 @@ def _parallel_fields(config: Config, layout: PipelineLayout) -> dict[str, Any]:
         "context_parallel_size": parallel.context_parallel_size,
         "expert_model_parallel_size": parallel.expert_model_parallel_size,
         "expert_tensor_parallel_size": parallel.expert_tensor_parallel_size,
+        "overlap_moe_expert_parallel_comm": parallel.overlap_moe_expert_parallel_comm,
+        "delay_wgrad_compute": parallel.delay_wgrad_compute,
         # Batched point-to-point matches messages of one pair in posting order: with two stages
         # that are each other's next and previous, the interleaved schedule then swaps them.
         "batch_p2p_comm": virtual is None,

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from k2_megatron.config.config import Config
+
 
 class Platform(ABC):
     """One kind of device with its communication backend.
@@ -24,6 +26,14 @@ class Platform(ABC):
     backend: str
     uses_transformer_engine: bool
     pins_memory: bool
+
+    @abstractmethod
+    def check(self, config: Config) -> None:
+        """Refuse what this device cannot train; before `prepare` or after it.
+
+        Raises:
+            ConfigError: the configuration asks for something that the platform does not have.
+        """
 
     @abstractmethod
     def prepare(self, local_rank: int) -> None:

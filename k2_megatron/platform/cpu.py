@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from k2_megatron.config.config import Config
+from k2_megatron.errors import ConfigError
 from k2_megatron.platform import engine
 from k2_megatron.platform.base import Platform
 from k2_megatron.platform.cpu_torch import add_unequal_collectives, redirect_cuda_names
@@ -26,6 +28,20 @@ class CpuPlatform(Platform):
 
     def __init__(self) -> None:
         self._prepared = False
+
+    def check(self, config: Config) -> None:
+        """Refuse context parallelism: without Transformer Engine attention sees one part only.
+
+        Raises:
+            ConfigError: the configuration asks for it.
+        """
+        size = config.parallel.context_parallel_size
+        if size > 1:
+            raise ConfigError(
+                f"parallel.context_parallel_size: given {size}; allowed on a CPU: 1. "
+                "megatron-core's own attention works on whole sequences; context parallelism "
+                "needs Transformer Engine on a GPU"
+            )
 
     def prepare(self, local_rank: int) -> None:
         """Make the names megatron-core takes from torch.cuda mean the CPU; mend the engine."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from k2_megatron.config.config import Config
 from k2_megatron.optional import available, require
 from k2_megatron.platform import engine
 from k2_megatron.platform.base import Platform
@@ -20,6 +21,9 @@ class CudaPlatform(Platform):
     backend = "nccl"
     uses_transformer_engine = True
     pins_memory = True
+
+    def check(self, config: Config) -> None:
+        """Nothing to refuse: Transformer Engine has all that a configuration can ask for."""
 
     def prepare(self, local_rank: int) -> None:
         """Take CUDA device `local_rank`.

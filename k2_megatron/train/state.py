@@ -14,6 +14,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from k2_megatron.checkpoint.folder import Saved
 from k2_megatron.checkpoint.manifest import read_manifest
+from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.checkpoint.resume import find_resumable, load
 from k2_megatron.checkpoint.saving import save
 from k2_megatron.errors import CheckpointError
@@ -68,7 +69,13 @@ def resume_session(session: Session, folder: RunFolder, fingerprint: str) -> tup
             "data.valid_fraction, schedule.seq_length, run.seed, or more train_steps that need "
             "another pass over the data); restore those, or use another run.name to start anew"
         )
-    payload = load(found.path, rank=rank, world_size=world_size, layout=layout)
+    payload: dict[str, Any] = {}
+    Ranks(rank, world_size).together(
+        f"loading {found.path}",
+        lambda path=found.path: payload.update(
+            load(path, rank=rank, world_size=world_size, layout=layout)
+        ),
+    )
     _restore(session, payload)
     return manifest.step, list(found.warnings)
 
@@ -77,8 +84,13 @@ def _layout(session: Session) -> dict[str, Any]:
     """What must be equal for a rank's file to fit this rank."""
     config = session.config
     parallel = asdict(config.parallel)
-    # Neither changes what is where; overlap_grad_reduce does, it cuts the buffers into buckets.
-    for name in ("overlap_param_gather", "moe_token_dispatcher_type"):
+    # None of these changes what is where; overlap_grad_reduce does, it cuts the buffers into buckets.
+    for name in (
+        "overlap_param_gather",
+        "moe_token_dispatcher_type",
+        "overlap_moe_expert_parallel_comm",
+        "delay_wgrad_compute",
+    ):
         del parallel[name]
     return {
         "platform": session.platform.name,

@@ -85,14 +85,23 @@ def _run_schedule(
     return [output["loss"] for output in outputs]
 
 
-def _forward_step(session: Session, iterator: Iterator[Batch], model: Any) -> Any:
-    """One micro-batch through one chunk, as megatron-core's schedules call it."""
+def _forward_step(
+    session: Session, iterator: Iterator[Batch], model: Any, return_schedule_plan: bool = False
+) -> Any:
+    """One micro-batch through one chunk, as megatron-core's schedules call it.
+
+    The combined schedule of overlapped expert communication asks for a plan of the forward pass
+    in place of its output, and hands over the bare GPTModel.
+    """
     device = session.platform.device
     batch = {key: value.to(device, non_blocking=True) for key, value in next(iterator).items()}
     if session.topology.cp.size > 1:
         batch = get_batch_on_this_cp_rank(batch)
+    forward = model.build_schedule_plan if return_schedule_plan else model
     # Stages between the first and the last get no text and need none.
-    output = model(batch.get("tokens"), batch.get("position_ids"), None, labels=batch.get("labels"))
+    output = forward(
+        batch.get("tokens"), batch.get("position_ids"), None, labels=batch.get("labels")
+    )
     return output, partial(_loss, batch.get("loss_mask"))
 
 

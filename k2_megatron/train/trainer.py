@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.resolve import resolve_world
+from k2_megatron.launch.preflight import check_run_folder
 from k2_megatron.launch.ranks import RankInfo
 from k2_megatron.launch.signals import StopSignals
 from k2_megatron.parallel import megatron_state
@@ -37,27 +38,32 @@ DONE = 0
 STOPPED = 3
 
 
-def train(config: Config, platform: Platform, ranks: RankInfo) -> int:
+def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: StopSignals) -> int:
     """Train, or go on training, as this rank. Collective over all ranks of the run.
+
+    Args:
+        config: a configuration from `load_config`.
+        platform: prepared for this rank.
+        ranks: this rank and their number.
+        stop_signals: listens since the process began.
 
     Returns:
         0 when the last step is done, 3 when a signal stopped the run and a checkpoint is saved.
 
     Raises:
-        UserError: the data, a checkpoint or the number of processes does not fit.
+        UserError: the data, a checkpoint, the platform or the number of processes does not fit.
     """
     resolve_world(config, ranks.world_size)
+    platform.check(config)
     fingerprint = check_text(config, verify_index=ranks.rank == 0)
-    folder = RunFolder.of(config)
+    folder = check_run_folder(config)  # before any rank can have saved
     with _process_group(config, platform, ranks):
-        say = print if ranks.rank == 0 else _quiet
+        say: Callable[[str], None] = print if ranks.rank == 0 else _quiet
         say(platform.describe())
         session = build_session(config, platform, ranks.world_size)
         say(f"layout: {session.topology}, {session.sizes.num_microbatches} micro-batches a step")
         text = Text(session)
-        start, warnings = 0, []
-        if config.checkpoint.resume == "auto":
-            start, warnings = resume_session(session, folder, fingerprint)
+        start, warnings = resume_session(session, folder, fingerprint)
         for warning in warnings:
             say(f"warning: {warning}")
         if start:
@@ -67,7 +73,7 @@ def train(config: Config, platform: Platform, ranks: RankInfo) -> int:
         callbacks = CallbackList(_callbacks(config, platform, folder), writes=ranks.rank == 0)
         try:
             callbacks.on_train_start(start)
-            code = _loop(session, text, callbacks, folder, fingerprint, start, say)
+            code = _loop(session, text, callbacks, folder, fingerprint, start, stop_signals, say)
             callbacks.on_train_end()
         finally:
             callbacks.close()
@@ -83,14 +89,16 @@ def _loop(
     folder: RunFolder,
     fingerprint: str,
     start: int,
-    say: type[print] | object,
+    stop_signals: StopSignals,
+    say: Callable[[str], None],
 ) -> int:
     """Step, evaluate, report and save until the last step or a signal."""
     config = session.config
     last = config.run.stop_after_step or config.schedule.train_steps
-    stop_signals = StopSignals(session.platform.device)
+    if start >= last:
+        say(f"nothing to do: step {start} is done, and the run ends after step {last}")
+        return DONE
     batches = text.train(start + 1)
-    saved = start
     for step in range(start + 1, last + 1):
         began = time.perf_counter()
         outcome = train_step(session, next(batches), step)
@@ -101,16 +109,14 @@ def _loop(
             callbacks.on_valid(step, valid_loss)
         if valid_loss is not None or _is_due(step, config.logging.log_every_steps, last):
             callbacks.on_step_end(_record(session, step, outcome, seconds, valid_loss))
-        stopped = stop_signals.agreed()
+        stopped = stop_signals.agreed(session.platform.device)
         if stopped or _is_due(step, config.checkpoint.save_every_steps, last):
             for warning in save_session(session, folder, step, fingerprint).warnings:
                 say(f"warning: {warning}")
-            saved = step
         if stopped and step < last:
             say(f"stopped by {stopped} after step {step}; the checkpoint is saved")
             return STOPPED
-    if saved == last:
-        say(f"step {last} of {config.schedule.train_steps} is done: {folder.checkpoints}")
+    say(f"step {last} of {config.schedule.train_steps} is done: {folder.checkpoints}")
     return DONE
 
 

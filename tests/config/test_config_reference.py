@@ -29,7 +29,8 @@ KEYS = {
         "tensor_model_parallel_size sequence_parallel pipeline_model_parallel_size "
         "virtual_pipeline_model_parallel_size pipeline_model_parallel_layout "
         "context_parallel_size expert_model_parallel_size expert_tensor_parallel_size "
-        "overlap_grad_reduce overlap_param_gather moe_token_dispatcher_type"
+        "overlap_grad_reduce overlap_param_gather moe_token_dispatcher_type "
+        "overlap_moe_expert_parallel_comm delay_wgrad_compute"
     ),
     "precision": "dtype",
     "optimizer": "type weight_decay clip_grad adam_beta1 adam_beta2 adam_eps",

@@ -196,6 +196,19 @@ CASES = [
         "reduction makes",
     ),
     (
+        "refuse_expert_overlap_that_the_engine_cannot_do",
+        ["parallel.overlap_moe_expert_parallel_comm=true", "EP=2", "precision.dtype=fp32"],
+        "given true with precision.dtype fp32 (=precision.dtype); allowed: false; the engine has "
+        "it for bf16 alone",
+    ),
+    (
+        "refuse_delayed_weight_gradients_without_overlap",
+        ["parallel.delay_wgrad_compute=true"],
+        "given true with parallel.overlap_moe_expert_parallel_comm false (default); allowed: "
+        "false, or overlap_moe_expert_parallel_comm true as well; weight gradients are computed "
+        "later in the schedule with overlap only",
+    ),
+    (
         "refuse_batch_that_no_process_count_fits",
         ["GBS=3", "EP=2"],
         "given 3 with MBS 1 (default), TP 1 (default), PP 1 (default), VPP null (default), "

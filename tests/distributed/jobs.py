@@ -19,7 +19,7 @@ from k2_megatron.platform.select import current_platform
 from k2_megatron.train.run_folder import RunFolder
 from k2_megatron.train.session import Session, build_session
 from k2_megatron.train.state import resume_session, save_session
-from k2_megatron.train.step import StepOutcome, train_step
+from k2_megatron.train.step import StepOutcome, evaluate, train_step
 from tests.distributed.canonical import Rectangle
 
 
@@ -119,6 +119,7 @@ def train(config_path: str, overrides: list[str], num_steps: int) -> dict[str, A
         "loads": session.router_bias.loads(),
         "losses": [outcome.loss for outcome in outcomes],
         "grad_norms": [outcome.grad_norm for outcome in outcomes],
+        "rates": [outcome.lr for outcome in outcomes],
         "shapes": session.model.shapes,
     }
 
@@ -138,5 +139,54 @@ def train_and_save(
     return {
         "losses": [outcome.loss for outcome in outcomes],
         "parameters": parameters(session.model),
+        "biases": router_biases(session),
+    }
+
+
+def skipped_step(config_path: str, overrides: list[str]) -> dict[str, Any]:
+    """Three steps, the second with an infinite gradient on one rank."""
+    session = build(config_path, overrides)
+    outcomes = steps(session, 1, 1)
+    before, bias_before = _numbers(session), router_biases(session)
+    poison = session.model.modules[0].decoder.final_layernorm.weight
+    handle = poison.register_hook(lambda gradient: gradient + torch.inf)
+    outcomes += steps(session, 2, 2)
+    handle.remove()
+    after, bias_after = _numbers(session), router_biases(session)
+    outcomes += steps(session, 3, 3)
+    return {
+        "skipped": [outcome.skipped for outcome in outcomes],
+        "unchanged": all(map(torch.equal, before, after)),
+        "bias_unchanged": bias_before == bias_after,
+        "moved_after": not all(map(torch.equal, after, _numbers(session))),
+    }
+
+
+def _numbers(session: Session) -> list[torch.Tensor]:
+    """Copies of all weights and all optimizer state."""
+    found = [parameter.detach().clone() for parameter, _ in session.model.parameters()]
+    for inner in session.optimizer.state_dict()["inner"]:
+        for state in inner["state"]:
+            found += [value.clone() for value in state.values() if torch.is_tensor(value)]
+    return found
+
+
+def train_with_evaluation(
+    config_path: str, overrides: list[str], evaluations: int
+) -> dict[str, Any]:
+    """Three steps, after each of which held-out batches are evaluated."""
+    session = build(config_path, overrides)
+    outcomes, valid_losses = [], []
+    for step in range(1, 4):
+        outcomes += steps(session, step, step)
+        held_out = [
+            synthetic_batches(session.config, session, 100 + index) for index in range(evaluations)
+        ]
+        if held_out:
+            valid_losses.append(evaluate(session, iter(held_out)))
+    return {
+        "losses": [outcome.loss for outcome in outcomes],
+        "valid_losses": valid_losses,
+        "loads": session.router_bias.loads(),
         "biases": router_biases(session),
     }

@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Overlapped expert communication reorders work and changes no bit of its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.harness import run_ranks
+from tests.distributed.layouts import Layout
+
+CONFIG = str(Path(__file__).with_name("small.yaml"))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(world_size=2, ep=2),
+        Layout(world_size=4, pp=2, vpp=2, ep=2),
+        Layout(world_size=4, tp=2, pp=2, vpp=2, ep=2),
+    ],
+    ids=str,
+)
+def test_overlap_is_bit_equal(layout: Layout) -> None:
+    runs = []
+    for overlap in ("false", "true"):
+        overrides = [
+            *layout.overrides(),
+            "precision.dtype=bf16",
+            f"parallel.overlap_moe_expert_parallel_comm={overlap}",
+        ]
+        options = {"config_path": CONFIG, "overrides": overrides, "num_steps": 3}
+        runs.append(run_ranks("train", layout.world_size, **options))
+    for off, on in zip(*runs, strict=True):
+        assert off["losses"] == on["losses"]
+        assert off["grad_norms"] == on["grad_norms"]
+        for name in ("gradients", "parameters"):
+            for (key, *_, one), (other_key, *_, other) in zip(off[name], on[name], strict=True):
+                assert key == other_key
+                assert torch.equal(one, other), f"{name} {key}"
