@@ -12,10 +12,13 @@ from k2_megatron.config.option import option
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Saving and resuming. A checkpoint is also saved after the last step and on a signal."""
+    """Saving and resuming. A checkpoint is also saved on a signal."""
 
     save_every_steps: int | None = option(
         1000, "Steps between checkpoints. null: only at the end and on a signal.", minimum=1
+    )
+    save_at_end: bool = option(
+        True, "Save after the last step too. false: for a measurement whose result is not kept."
     )
     keep_last: int | None = option(
         3, "How many of the newest checkpoints are kept. null: all.", minimum=1

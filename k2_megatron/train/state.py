@@ -84,7 +84,7 @@ def _layout(session: Session) -> dict[str, Any]:
     """What must be equal for a rank's file to fit this rank."""
     config = session.config
     parallel = asdict(config.parallel)
-    # None of these changes what is where; overlap_grad_reduce does, it cuts the buffers into buckets.
+    # None of these changes what is where; overlap_grad_reduce does, by cutting buckets.
     for name in (
         "overlap_param_gather",
         "moe_token_dispatcher_type",

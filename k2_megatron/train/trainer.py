@@ -110,7 +110,7 @@ def _loop(
         if valid_loss is not None or _is_due(step, config.logging.log_every_steps, last):
             callbacks.on_step_end(_record(session, step, outcome, seconds, valid_loss))
         stopped = stop_signals.agreed(session.platform.device)
-        if stopped or _is_due(step, config.checkpoint.save_every_steps, last):
+        if stopped or _save_is_due(config, step, last):
             for warning in save_session(session, folder, step, fingerprint).warnings:
                 say(f"warning: {warning}")
         if stopped and step < last:
@@ -123,6 +123,13 @@ def _loop(
 def _is_due(step: int, every: int | None, last: int) -> bool:
     """Whether something periodic happens after `step`; it always does after the last one."""
     return step == last or (every is not None and step % every == 0)
+
+
+def _save_is_due(config: Config, step: int, last: int) -> bool:
+    """Whether a checkpoint follows `step`."""
+    if step == last:
+        return config.checkpoint.save_at_end
+    return _is_due(step, config.checkpoint.save_every_steps, last)
 
 
 def _record(

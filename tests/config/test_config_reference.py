@@ -40,7 +40,7 @@ KEYS = {
     ),
     "data": "corpora valid_fraction cache_folder num_workers",
     "memory": "preset",
-    "checkpoint": "save_every_steps keep_last resume",
+    "checkpoint": "save_every_steps save_at_end keep_last resume",
     "logging": "log_every_steps valid_every_steps valid_steps tensorboard",
 }
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.resolve import resolve
+from k2_megatron.model import build as build_module
 from k2_megatron.model.build import Model
 from k2_megatron.platform.select import current_platform
 from k2_megatron.train.run_folder import RunFolder
@@ -190,3 +192,20 @@ def train_with_evaluation(
         "loads": session.router_bias.loads(),
         "biases": router_biases(session),
     }
+
+
+def train_recomputing(modules: list[str], **kwargs: Any) -> dict[str, Any]:
+    """`train` with megatron-core's own selective recomputation of the named modules."""
+    if not modules:
+        return train(**kwargs)
+    make = build_module.transformer_config
+
+    def recomputing(*args: Any) -> Any:
+        found = make(*args)
+        return replace(found, recompute_granularity="selective", recompute_modules=list(modules))
+
+    build_module.transformer_config = recomputing
+    try:
+        return train(**kwargs)
+    finally:
+        build_module.transformer_config = make

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -62,4 +63,4 @@ def test_learning_rate_warms_up_from_the_first_step_and_ends_at_the_minimum() ->
     rates = result["rates"]
     assert rates[:6] == pytest.approx([1e-3, *[2e-3] * 5])
     assert rates[-1] == pytest.approx(2e-4)
-    assert all(a > b for a, b in zip(rates[5:-1], rates[6:], strict=True))
+    assert all(a > b for a, b in pairwise(rates[5:]))

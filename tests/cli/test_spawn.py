@@ -1,0 +1,190 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the launcher makes of its ranks' ends, with small programs as ranks."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import assert_gone, running_command
+
+PARENT = """
+import sys
+from pathlib import Path
+from k2_megatron.launch.spawn import spawn
+sys.exit(spawn([sys.executable, "-c", sys.argv[1]], 2, Path("logs")))
+"""
+RANK = """
+import os, signal, sys, time
+from k2_megatron.launch.signals import StopSignals, stop_with_parent
+rank = int(os.environ["RANK"])
+"""
+LISTENING = """
+stop_signals = StopSignals()
+stop_with_parent()
+print("listening", rank)
+open(f"listening{rank}", "w").close()
+"""
+UNTIL_STOPPED = """
+while not stop_signals._number:
+    time.sleep(0.01)
+open(f"saved{rank}", "w").write(signal.Signals(stop_signals._number).name)
+sys.exit(3)
+"""
+
+
+def _running(folder: Path, code: str):
+    return running_command(folder, [sys.executable, "-c", PARENT, RANK + code])
+
+
+def _listening(folder: Path, run) -> dict:
+    """Wait until both ranks listen; their processes."""
+    for rank in range(2):
+        while not (folder / f"listening{rank}").exists():
+            assert run.process.poll() is None
+            time.sleep(0.01)
+    return run.ranks()
+
+
+def test_all_done(tmp_path):
+    with _running(tmp_path, "print('rank', rank)") as run:
+        done = run.done()
+    assert (done.code, done.out, done.err) == (0, "rank 0\n", "")
+    assert (tmp_path / "logs" / "rank_00001.log").read_text() == "rank 1\n"
+
+
+def test_user_error_of_rank_1_alone_is_shown(tmp_path):
+    code = """
+if rank == 1:
+    sys.exit(print("k2-megatron: only rank 1 sees it", file=sys.stderr) or 2)
+time.sleep(0.5)
+sys.exit("lost a peer")
+"""
+    with _running(tmp_path, code) as run:
+        done = run.done()
+    assert done.code == 2
+    assert done.err.count("k2-megatron: only rank 1 sees it") == 1
+    assert done.err.count("lost a peer") == 1
+
+
+def test_user_error_of_all_is_told_once(tmp_path):
+    code = "sys.exit(print('k2-megatron: wrong', file=sys.stderr) or 2)"
+    with _running(tmp_path, code) as run:
+        done = run.done()
+    assert (done.code, done.out, done.err) == (2, "", "k2-megatron: wrong\n")
+
+
+def test_defect_of_rank_0_is_shown_once(tmp_path):
+    code = "time.sleep(0.5 * rank); raise RuntimeError(f'defect of {rank}')"
+    with _running(tmp_path, code) as run:
+        done = run.done()
+    assert done.code == 1
+    assert done.err.count("RuntimeError: defect of 0") == 1
+    assert done.err.splitlines()[-1] == (
+        "k2-megatron: rank 0 ended with exit code 1; the other ranks were stopped"
+    )
+
+
+def test_defect_of_rank_1_shows_the_end_of_its_log(tmp_path):
+    code = """
+if rank == 1:
+    print(*range(100), sep="\\n")
+    raise RuntimeError("defect of 1")
+time.sleep(0.5)
+"""
+    with _running(tmp_path, code) as run:
+        done = run.done()
+    assert done.code == 1
+    head, log, *shown = done.err.splitlines()
+    assert head == "k2-megatron: rank 1 ended with exit code 1; the other ranks were stopped"
+    assert log == "the end of logs/rank_00001.log:"
+    assert shown[-1] == "RuntimeError: defect of 1" and len(shown) == 15
+
+
+def test_a_killed_rank_is_blamed_before_those_that_miss_it(tmp_path):
+    """Also when both have ended by the time the launcher looks."""
+    code = "os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else sys.exit('lost a peer')"
+    with _running(tmp_path, code) as run:
+        done = run.done()
+    assert done.code == 1
+    assert "rank 1 was killed by SIGKILL (out of memory?)" in done.err
+
+
+def test_ranks_that_hang_after_a_failure_are_ended(tmp_path):
+    code = "sys.exit('defect') if rank == 1 else signal.pause()"
+    began = time.monotonic()
+    with _running(tmp_path, code) as run:
+        while len(run.ranks()) < 2:
+            time.sleep(0.01)
+        ranks = run.ranks()
+        done = run.done()
+    assert done.code == 1 and "rank 1 ended with exit code 1" in done.err
+    assert time.monotonic() - began < 15
+    assert_gone(ranks)
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGINT", "SIGINT"), ("SIGHUP", "SIGTERM")],
+)
+def test_signals_reach_every_rank(tmp_path, sent, received):
+    with _running(tmp_path, LISTENING + UNTIL_STOPPED) as run:
+        ranks = _listening(tmp_path, run)
+        run.process.send_signal(signal.Signals[sent])
+        done = run.done()
+    assert done.code == 3
+    for rank in range(2):
+        assert (tmp_path / f"saved{rank}").read_text() == received
+    assert_gone(ranks)
+
+
+def test_second_interrupt_ends_at_once(tmp_path):
+    with _running(tmp_path, LISTENING + "while True: time.sleep(1)") as run:
+        ranks = _listening(tmp_path, run)
+        run.process.send_signal(signal.SIGINT)
+        run.wait_for("Ctrl-C again to end at once")
+        time.sleep(0.2)
+        run.process.send_signal(signal.SIGINT)
+        done = run.done()
+    assert done.code == 130
+    assert "ended at once by SIGINT; the same command goes on" in done.err
+    assert "Traceback" not in done.err + done.out
+    assert_gone(ranks)
+
+
+def test_signal_before_the_ranks_listen(tmp_path):
+    with _running(tmp_path, "open(f'listening{rank}', 'w').close(); time.sleep(60)") as run:
+        ranks = _listening(tmp_path, run)
+        run.process.send_signal(signal.SIGTERM)
+        done = run.done()
+    assert done.code == 143
+    assert done.err == (
+        "k2-megatron: ended at once by SIGTERM; the same command goes on from the last checkpoint\n"
+    )
+    assert_gone(ranks)
+
+
+def test_ranks_save_when_the_launcher_is_killed(tmp_path):
+    with _running(tmp_path, LISTENING + UNTIL_STOPPED) as run:
+        ranks = _listening(tmp_path, run)
+        run.process.kill()
+        run.process.wait()
+        assert_gone(ranks)
+    for rank in range(2):
+        assert (tmp_path / f"saved{rank}").read_text() == "SIGTERM"
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
+    code = LISTENING + "time.sleep(1); open(f'whole{rank}', 'w').close()"
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + PARENT
+    with running_command(tmp_path, [sys.executable, "-c", ignoring, RANK + code]) as run:
+        _listening(tmp_path, run)
+        run.process.send_signal(signal.SIGHUP)
+        done = run.done()
+    assert done.code == 0
+    assert (tmp_path / "whole0").exists() and (tmp_path / "whole1").exists()

@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is stopped, or that loses a rank: nothing is lost and no process is left."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from tests.cli.commands import assert_gone, running
+
+# Long enough for a signal to come in the middle.
+LONG = ("--set=schedule.train_steps=100000", "--set=logging.valid_every_steps=null")
+COMMAND = ("train", "tiny.yaml", "--set=run.name=long", "--set=checkpoint.save_every_steps=null")
+
+
+def test_signals_save_and_the_same_command_goes_on(place):
+    """SIGTERM, then Ctrl-C, then a rank killed: each start goes on where the one before ended."""
+    checkpoints = place / "runs" / "long" / "checkpoints"
+
+    with running(place, *COMMAND, *LONG) as run:
+        run.wait_for("step      3/100000")
+        ranks = run.ranks()
+        run.process.send_signal(signal.SIGTERM)
+        done = run.done()
+    assert done.code == 3 and done.err == "", done
+    latest = (checkpoints / "latest").read_text().strip()
+    step = int(latest.removeprefix("step_"))
+    assert f"stopped by SIGTERM after step {step}; the checkpoint is saved\n" in done.out
+    assert_gone(ranks)
+
+    with running(place, *COMMAND, *LONG) as run:
+        run.wait_for(f"step {step + 1:6}/100000")
+        ranks = run.ranks()
+        run.process.send_signal(signal.SIGINT)
+        done = run.done()
+    assert done.code == 3
+    assert done.err.strip() == (
+        "k2-megatron: stopping after this step; Ctrl-C again to end at once"
+    )
+    assert f"resumed after step {step}\n" in done.out
+    latest = (checkpoints / "latest").read_text().strip()
+    step = int(latest.removeprefix("step_"))
+    assert f"stopped by SIGINT after step {step}; the checkpoint is saved\n" in done.out
+    assert_gone(ranks)
+
+    with running(place, *COMMAND, *LONG) as run:
+        run.wait_for(f"step {step + 1:6}/100000")
+        ranks = run.ranks()
+        assert sorted(ranks) == [0, 1]
+        ranks[1].kill()
+        began = time.monotonic()
+        done = run.done()
+    assert done.code == 1
+    assert time.monotonic() - began < 15
+    assert done.err.count("k2-megatron: rank 1 was killed by SIGKILL") == 1
+    assert "the end of runs/long/logs/rank_00001.log:" in done.err
+    assert (checkpoints / "latest").read_text().strip() == latest
+    assert_gone(ranks)
