@@ -175,7 +175,8 @@ class _Ranks:
             return
         path = rank_log(self._log_folder, rank)
         text = path.read_text(errors="replace").rstrip().splitlines()[-_LOG_LINES_SHOWN:]
-        print("\n".join([f"the end of {path}:", *text]), file=sys.stderr)
+        head = f"the end of {path}:" if text else f"{path} is empty"
+        print("\n".join([head, *text]), file=sys.stderr)
 
 
 def _how(code: int) -> str:

@@ -50,7 +50,8 @@ class CudaPlatform(Platform):
             "bias_dropout_fusion": False,
             "masked_softmax_fusion": False,
             "moe_permute_fusion": True,
-            "moe_router_fusion": False,
+            "cross_entropy_loss_fusion": True,
+            "cross_entropy_fusion_impl": "te",
             "deallocate_pipeline_outputs": True,
         }
 

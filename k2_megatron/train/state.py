@@ -69,13 +69,12 @@ def resume_session(session: Session, folder: RunFolder, fingerprint: str) -> tup
             "data.valid_fraction, schedule.seq_length, run.seed, or more train_steps that need "
             "another pass over the data); restore those, or use another run.name to start anew"
         )
-    payload: dict[str, Any] = {}
-    Ranks(rank, world_size).together(
-        f"loading {found.path}",
-        lambda path=found.path: payload.update(
-            load(path, rank=rank, world_size=world_size, layout=layout)
-        ),
-    )
+    path, payload = found.path, dict[str, Any]()
+
+    def read() -> None:
+        payload.update(load(path, rank=rank, world_size=world_size, layout=layout))
+
+    Ranks(rank, world_size).together(f"loading {path}", read)
     _restore(session, payload)
     return manifest.step, list(found.warnings)
 

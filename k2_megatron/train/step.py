@@ -42,7 +42,7 @@ def train_step(session: Session, batches: Sequence[Batch], step: int) -> StepOut
         chunk.train()
         chunk.zero_grad_buffer()
     session.optimizer.zero_grad()
-    losses = _run_schedule(session, batches, forward_only=False)
+    losses = forward_backward(session, batches, forward_only=False)
     session.schedule.num_steps = step
     session.schedule.step(0)
     result = session.optimizer.step()
@@ -63,14 +63,18 @@ def evaluate(session: Session, batches: Iterator[Sequence[Batch]]) -> float:
         chunk.eval()
     losses: list[torch.Tensor] = []
     for global_batch in batches:
-        losses += _run_schedule(session, global_batch, forward_only=True)
+        losses += forward_backward(session, global_batch, forward_only=True)
     return _global_mean(losses, session)
 
 
-def _run_schedule(
+def forward_backward(
     session: Session, batches: Sequence[Batch], *, forward_only: bool
 ) -> list[torch.Tensor]:
-    """Drive megatron-core's schedule; the micro-batch losses, on the last stage only."""
+    """Drive megatron-core's schedule over this rank's micro-batches. Collective.
+
+    Returns:
+        The micro-batch losses, scalars, on the last pipeline stage; elsewhere nothing.
+    """
     chunks: list[Any] = session.model.chunks
     iterators = [iter(batches) for _ in chunks]
     outputs = get_forward_backward_func()(

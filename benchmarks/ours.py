@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Forward and backward of a K2 slice with k2_megatron; --step times the whole training step."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from measure import SEQ_LENGTH, VOCAB_SIZE, Slice, add_slice_arguments, measure
+
+from k2_megatron.config.loader import load_config
+from k2_megatron.platform.select import current_platform
+from k2_megatron.train.session import Session
+
+CONFIG = Path(__file__).parents[1] / "examples" / "configs" / "k2-slice-h100.yaml"
+
+
+def build(args: argparse.Namespace) -> Session:
+    """The session of the slice configuration in the asked layout."""
+    shape = Slice.of(args)
+    world_size = int(os.environ["WORLD_SIZE"])
+    overrides = {
+        "model.num_layers": shape.layers,
+        "model.num_experts": shape.experts,
+        "model.vocab_size": VOCAB_SIZE,
+        "parallel.tensor_model_parallel_size": shape.tp,
+        "parallel.pipeline_model_parallel_size": shape.pp,
+        "parallel.expert_model_parallel_size": shape.ep,
+        "schedule.seq_length": SEQ_LENGTH,
+        "schedule.global_batch_size": args.micro_batches * world_size // (shape.tp * shape.pp),
+    }
+    if shape.vpp > 1:
+        overrides["parallel.virtual_pipeline_model_parallel_size"] = shape.vpp
+    given = [f"{key}={value}" for key, value in overrides.items()]
+    config = load_config(CONFIG, [*given, *args.overrides])
+    platform = current_platform()
+    platform.prepare(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(platform.backend, **platform.process_group_options())
+    from k2_megatron.train.session import build_session
+
+    return build_session(config, platform, world_size)
+
+
+def main() -> None:
+    """Build, measure, print one JSON line on the last rank."""
+    parser = argparse.ArgumentParser()
+    add_slice_arguments(parser)
+    parser.add_argument("--step", action="store_true", help="with the optimizer")
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    args = parser.parse_args()
+    session = build(args)
+    from k2_megatron.train.step import forward_backward, train_step
+
+    positions = torch.arange(SEQ_LENGTH, device="cuda")[None]
+    mask = torch.ones(1, SEQ_LENGTH, device="cuda")
+    count = 0
+
+    def step(batches: list[torch.Tensor]) -> None:
+        nonlocal count
+        count += 1
+        ready = [
+            {
+                "tokens": tokens,
+                "labels": tokens.roll(-1, 1),
+                "position_ids": positions,
+                "loss_mask": mask,
+            }
+            for tokens in batches
+        ]
+        if args.step:
+            train_step(session, ready, count)
+            return
+        for chunk in session.model.chunks:
+            chunk.zero_grad_buffer()
+        forward_backward(session, ready, forward_only=False)
+
+    result = measure(step, Slice.of(args), args)
+    if dist.get_rank() == dist.get_world_size() - 1:
+        print(json.dumps(result))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time of a training step of the K2 slice goes, on one GPU.
+
+    python3 benchmarks/profile_step.py run --out FOLDER     on the GPU: profile.json
+    python3 benchmarks/profile_step.py draw FOLDER          anywhere: profile.png
+
+Counts host synchronisations too, with their place in the source, by PyTorch's sync debug mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+GROUPS = {
+    "expert and linear matrix products": r"gemm|cutlass|nvjet|xmma|cublas",
+    "attention core": r"fmha|flash|sdpa|cudnn.*attn|bprop|fprop",
+    "permutation and routing": r"permut|sort|topk|scatter|gather|histogram|index|row_id|unpermute",
+    "SwiGLU, norms, residual, rope": r"silu|swiglu|rmsnorm|norm_|ln_|triton|elementwise|cat|mul|add",
+    "loss": r"cross_entropy|softmax",
+    "optimizer": r"multi_tensor|adam|l2norm|scale",
+    "copies and fills": r"memcpy|memset|copy|fill|zero",
+}
+
+
+def run(folder: Path, micro_batches: int) -> None:
+    """Profile one step after warm-up and write profile.json."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29517")
+    import ours
+    import torch
+    from measure import SEQ_LENGTH, VOCAB_SIZE
+    from torch.profiler import ProfilerActivity, profile
+
+    arguments = argparse.Namespace(
+        layers=2, tp=1, pp=1, vpp=1, ep=1, micro_batches=micro_batches, overrides=[]
+    )
+    session = ours.build(arguments)
+    from k2_megatron.train.step import train_step
+
+    tokens = torch.randint(VOCAB_SIZE, (micro_batches, 1, SEQ_LENGTH), device="cuda")
+    batches = [
+        {
+            "tokens": text,
+            "labels": text.roll(-1, 1),
+            "position_ids": torch.arange(SEQ_LENGTH, device="cuda")[None],
+            "loss_mask": torch.ones(1, SEQ_LENGTH, device="cuda"),
+        }
+        for text in tokens
+    ]
+    for step in range(1, 4):
+        train_step(session, batches, step)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        train_step(session, batches, 4)
+        torch.cuda.synchronize()
+    kernels = [
+        {"name": event.name, "begin": event.time_range.start, "end": event.time_range.end}
+        for event in trace.events()
+        if str(event.device_type).endswith("CUDA") and not event.name.startswith("ProfilerStep")
+    ]
+    syncs = count_syncs(lambda: train_step(session, batches, 5))
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {
+        "device": torch.cuda.get_device_name(),
+        "micro_batches": micro_batches,
+        "kernels": kernels,
+        "syncs": syncs,
+    }
+    (folder / "profile.json").write_text(json.dumps(result))
+    print(summary(result))
+
+
+def count_syncs(action: Any) -> dict[str, int]:
+    """How often the host waited for the device, by the line of Python that made it."""
+    import torch
+
+    found: Counter[str] = Counter()
+
+    def note(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+        if "synchroniz" in str(message):
+            frame: Any = sys._getframe(1)
+            names = []
+            while frame is not None:
+                name = frame.f_code.co_filename
+                if "/megatron/" in name or "/k2_megatron/" in name or "/parallel/" in name:
+                    names.append(f"{Path(name).name}:{frame.f_lineno}")
+                frame = frame.f_back
+            found[names[0] if names else f"{Path(filename).name}:{lineno}"] += 1
+
+    before = warnings.showwarning
+    warnings.showwarning = note  # type: ignore[assignment]
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = note  # type: ignore[assignment]
+            action()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        warnings.showwarning = before
+    return dict(found)
+
+
+def by_group(kernels: list[dict[str, Any]]) -> dict[str, float]:
+    """Milliseconds of each group; a kernel belongs to the first group whose pattern it has."""
+    total: dict[str, float] = dict.fromkeys([*GROUPS, "other"], 0.0)
+    order = ["attention core", "optimizer", "loss", "permutation and routing", *GROUPS]
+    for kernel in kernels:
+        name = kernel["name"].lower()
+        group = next((g for g in order if re.search(GROUPS[g], name)), "other")
+        total[group] += (kernel["end"] - kernel["begin"]) / 1e3
+    return total
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The groups, the longest kernels, the idle time and the synchronisations, as text."""
+    kernels = result["kernels"]
+    first = min(kernel["begin"] for kernel in kernels)
+    last = max(kernel["end"] for kernel in kernels)
+    lines = [f"{result['device']}: step {(last - first) / 1e3:.1f} ms, idle {idle(kernels):.1f} ms"]
+    for group, ms in sorted(by_group(kernels).items(), key=lambda item: -item[1]):
+        lines.append(f"{ms:9.1f} ms  {group}")
+    longest: Counter[str] = Counter()
+    for kernel in kernels:
+        longest[kernel["name"][:90]] += kernel["end"] - kernel["begin"]
+    lines += [f"{us / 1e3:9.1f} ms    {name}" for name, us in longest.most_common(25)]
+    lines.append(f"host synchronisations: {sum(result['syncs'].values())} {result['syncs']}")
+    return "\n".join(lines)
+
+
+def idle(kernels: list[dict[str, Any]]) -> float:
+    """Milliseconds between the first and the last kernel in which none ran."""
+    gap, end = 0.0, None
+    for kernel in sorted(kernels, key=lambda kernel: kernel["begin"]):
+        if end is not None and kernel["begin"] > end:
+            gap += kernel["begin"] - end
+        end = kernel["end"] if end is None else max(end, kernel["end"])
+    return gap / 1e3
+
+
+def draw(folder: Path) -> None:
+    """One bar of the step by group, beside it the time of each, largest first."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    result = json.loads((folder / "profile.json").read_text())
+    groups = {**by_group(result["kernels"]), "idle": idle(result["kernels"])}
+    groups = {name: ms for name, ms in sorted(groups.items(), key=lambda item: -item[1]) if ms}
+    figure, axes = pyplot.subplots(figsize=(10, 4.2))
+    colours = pyplot.get_cmap("tab20").colors
+    names = list(groups)[::-1]
+    axes.barh(names, [groups[name] for name in names], color=colours[: len(names)][::-1])
+    total = sum(groups.values())
+    for row, name in enumerate(names):
+        share = 100 * groups[name] / total
+        axes.text(groups[name], row, f"  {groups[name]:.1f} ms, {share:.0f} %", va="center")
+    axes.set_xlim(0, max(groups.values()) * 1.25)
+    axes.set_xlabel("milliseconds of one training step")
+    axes.set_title(
+        f"K2 slice, 2 layers, {result['micro_batches']} x 4096 tokens, {result['device']}: "
+        f"{total:.0f} ms",
+        loc="left",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(folder / "profile.png", dpi=120)
+    print(f"{folder / 'profile.png'} written")
+
+
+def main() -> None:
+    """Run or draw."""
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run")
+    runner.add_argument("--out", type=Path, required=True)
+    runner.add_argument("--micro-batches", type=int, default=4)
+    drawer = commands.add_parser("draw")
+    drawer.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    if args.command == "run":
+        run(args.out, args.micro_batches)
+    else:
+        draw(args.folder)
+
+
+if __name__ == "__main__":
+    main()
