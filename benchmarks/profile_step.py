@@ -24,7 +24,7 @@ GROUPS = {
     "expert and linear matrix products": r"gemm|cutlass|nvjet|xmma|cublas",
     "attention core": r"fmha|flash|sdpa|cudnn.*attn|bprop|fprop",
     "permutation and routing": r"permut|sort|topk|scatter|gather|histogram|index|row_id|unpermute",
-    "SwiGLU, norms, residual, rope": r"silu|swiglu|rmsnorm|norm_|ln_|triton|elementwise|cat|mul|add",
+    "SwiGLU, norms, residual, rope": r"silu|swiglu|rmsnorm|norm_|ln_|triton|element|cat|mul|add",
     "loss": r"cross_entropy|softmax",
     "optimizer": r"multi_tensor|adam|l2norm|scale",
     "copies and fills": r"memcpy|memset|copy|fill|zero",

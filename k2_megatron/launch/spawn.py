@@ -146,9 +146,7 @@ class _Ranks:
         if culprit is None and codes:
             return INTERRUPTED if INTERRUPTED in codes else 0
         if USER_ERROR in codes:
-            told = codes.index(USER_ERROR)
-            if told != 0:  # rank 0 has told its own
-                self._show_log(told)
+            self._show_log(codes.index(USER_ERROR))
             return USER_ERROR
         if self._signal is not None and (culprit is None or codes[culprit] == -self._signal):
             name = signal.Signals(self._signal).name
@@ -171,7 +169,7 @@ class _Ranks:
         return min(failed, key=lambda rank: failed[rank] > 0, default=None)
 
     def _show_log(self, rank: int) -> None:
-        if rank == 0:
+        if rank == 0:  # it has told its own on the terminal
             return
         path = rank_log(self._log_folder, rank)
         text = path.read_text(errors="replace").rstrip().splitlines()[-_LOG_LINES_SHOWN:]

@@ -128,7 +128,8 @@ def _restore(session: Session, payload: dict[str, Any]) -> None:
 
 def _random_state() -> dict[str, Any]:
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = legacy
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,

@@ -171,7 +171,7 @@ def test_manifest_that_is_not_json(saved):
 
 def test_other_world_size_is_refused(saved):
     with pytest.raises(
-        CheckpointError, match=r"manifest\.json: saved with world size 2, this run has 4 processes"
+        CheckpointError, match="number of processes: 2 in the checkpoint, 4 in this run"
     ):
         _load(saved, world_size=4)
 
@@ -181,7 +181,7 @@ def test_other_layout_is_refused_with_every_difference(saved):
     with pytest.raises(CheckpointError) as caught:
         _load(saved, layout=other)
     text = str(caught.value)
-    assert text.startswith(f"{saved / 'manifest.json'}: saved in another layout: ")
+    assert text.startswith(f"{saved / 'manifest.json'}: saved with another model or layout:\n")
     assert "tensor_model_parallel_size: 1 in the checkpoint, 2 in this run" in text
     assert "data_parallel_size: 2 in the checkpoint, nothing in this run" in text
     assert "expert_model_parallel_size: nothing in the checkpoint, 1 in this run" in text

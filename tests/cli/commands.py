@@ -53,6 +53,7 @@ class Running:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                start_new_session=True,
             )
 
     def texts(self) -> tuple[str, str]:
@@ -67,6 +68,10 @@ class Running:
             assert self.process.poll() is None, f"ended without {text!r}: {self.texts()}"
             assert time.monotonic() < deadline, f"did not say {text!r} in time: {self.texts()}"
             time.sleep(0.05)
+
+    def interrupt(self) -> None:
+        """Send SIGINT as the Ctrl-C of a terminal does: to all of the process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
 
     def ranks(self) -> dict[int, psutil.Process]:
         """The processes it has started, by rank."""

@@ -67,6 +67,13 @@ def test_another_order_of_the_data(own_place, run):
     assert _files(run) == before
 
 
+def test_resume_never_holds_under_a_launcher_too(own_place, run):
+    before = _files(run)
+    done = one_rank(own_place, "--set=checkpoint.resume=never")
+    assert_refused(done, "checkpoint.resume is never, and runs/tiny/checkpoints holds checkpoints")
+    assert _files(run) == before
+
+
 def test_another_layout_and_model(own_place, run):
     """Two ranks, a pipeline and another width: every difference has its line, told once."""
     before = _files(run)

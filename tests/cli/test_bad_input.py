@@ -49,7 +49,7 @@ def test_two_problems_are_told_together(place):
 
 
 def test_wrong_type(place):
-    texts = ["schedule.train_steps: given 2.5; allowed: an integer"]
+    texts = ["schedule.train_steps: given 2.5 (a number); allowed: an integer"]
     _refused(place, "--set=schedule.train_steps=2.5", texts=texts)
 
 

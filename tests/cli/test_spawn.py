@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -33,6 +34,7 @@ open(f"listening{rank}", "w").close()
 UNTIL_STOPPED = """
 while not stop_signals._number:
     time.sleep(0.01)
+time.sleep(0.3)
 open(f"saved{rank}", "w").write(signal.Signals(stop_signals._number).name)
 sys.exit(3)
 """
@@ -135,7 +137,7 @@ def test_ranks_that_hang_after_a_failure_are_ended(tmp_path):
 def test_signals_reach_every_rank(tmp_path, sent, received):
     with _running(tmp_path, LISTENING + UNTIL_STOPPED) as run:
         ranks = _listening(tmp_path, run)
-        run.process.send_signal(signal.Signals[sent])
+        os.killpg(run.process.pid, signal.Signals[sent])  # all of it, as a terminal does
         done = run.done()
     assert done.code == 3
     for rank in range(2):
@@ -146,10 +148,10 @@ def test_signals_reach_every_rank(tmp_path, sent, received):
 def test_second_interrupt_ends_at_once(tmp_path):
     with _running(tmp_path, LISTENING + "while True: time.sleep(1)") as run:
         ranks = _listening(tmp_path, run)
-        run.process.send_signal(signal.SIGINT)
+        run.interrupt()
         run.wait_for("Ctrl-C again to end at once")
         time.sleep(0.2)
-        run.process.send_signal(signal.SIGINT)
+        run.interrupt()
         done = run.done()
     assert done.code == 130
     assert "ended at once by SIGINT; the same command goes on" in done.err
@@ -180,11 +182,11 @@ def test_ranks_save_when_the_launcher_is_killed(tmp_path):
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
-    code = LISTENING + "time.sleep(1); open(f'whole{rank}', 'w').close()"
+    code = LISTENING + "time.sleep(1); open(f'noted{rank}', 'w').write(str(stop_signals._number))"
     ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + PARENT
     with running_command(tmp_path, [sys.executable, "-c", ignoring, RANK + code]) as run:
         _listening(tmp_path, run)
         run.process.send_signal(signal.SIGHUP)
         done = run.done()
     assert done.code == 0
-    assert (tmp_path / "whole0").exists() and (tmp_path / "whole1").exists()
+    assert [(tmp_path / f"noted{rank}").read_text() for rank in range(2)] == ["0", "0"]
