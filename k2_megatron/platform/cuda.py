@@ -64,8 +64,8 @@ class CudaPlatform(Platform):
         torch.cuda.synchronize()
 
     def peak_memory_bytes(self) -> int | None:
-        """Peak of the caching allocator's reserved memory."""
-        return torch.cuda.max_memory_reserved()
+        """Most that tensors have taken at once."""
+        return torch.cuda.max_memory_allocated()
 
     def local_device_count(self) -> int | None:
         """CUDA devices of this machine."""
