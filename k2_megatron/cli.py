@@ -17,6 +17,7 @@ from k2_megatron.errors import TopologyError, UserError
 from k2_megatron.launch.ranks import RankInfo, check_local_ranks, launched_rank
 from k2_megatron.launch.signals import PARENT_PIPE, StopSignals, stop_with_parent
 from k2_megatron.launch.spawn import USER_ERROR, spawn
+from k2_megatron.planner.parameters import count_parameters
 
 BY_KEYBOARD = 130
 
@@ -159,5 +160,8 @@ def _validate(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     sizes = fitting_world_sizes(config)
     shown = ", ".join(str(size) for size in sizes[:8]) + (", ..." if len(sizes) > 8 else "")
-    print(f"{args.config} is valid; numbers of processes that fit: {shown or 'none'}")
+    counts = count_parameters(config.model)
+    print(f"{args.config} is valid")
+    print(f"parameters: {counts.total:,}, active in a token {counts.active:,}")
+    print(f"numbers of processes that fit: {shown or 'none'}")
     return 0

@@ -9,8 +9,10 @@ also equal that bit for bit.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +61,21 @@ class Row:
         )
 
 
-def run_matrix(num_gpus: int, folder: Path) -> list[Row]:
+def run_matrix(num_gpus: int, folder: Path, timeout_seconds: float = 420) -> list[Row]:
     """Every case that fits on `num_gpus` GPUs, compared."""
     cases = [*ONE_GPU, *(TWO_GPUS if num_gpus > 1 else ())]
     results: dict[str, list[Any]] = {}
-    for world_size in range(1, num_gpus + 1):
+
+    def run(world_size: int) -> dict[str, list[Any]]:
         chosen = [case.job() for case in cases if case.world_size == world_size]
-        results |= run_jobs(chosen, world_size, folder / f"gpus_{world_size}")
+        return run_jobs(
+            chosen, world_size, folder / f"gpus_{world_size}", timeout_seconds=timeout_seconds
+        )
+
+    # The models are small: one GPU holds a reference and a rank of the matrix at once.
+    with ThreadPoolExecutor() as starts:
+        for found in starts.map(run, range(1, num_gpus + 1)):
+            results |= found
     return [_compare(case, results) for case in cases]
 
 
@@ -113,9 +123,13 @@ def main() -> int:
     """Print the table; exit code 1 when a case fails."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count(), choices=(1, 2))
+    parser.add_argument("--timeout-seconds", type=float, default=420)
+    parser.add_argument("--logs", type=Path, help="keep the ranks' logs here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
-        rows = run_matrix(args.gpus, Path(folder))
+        rows = run_matrix(args.gpus, Path(folder), args.timeout_seconds)
+        for log in Path(folder).glob("*/*.log") if args.logs else ():
+            shutil.copy(log, args.logs / f"{log.parent.name}_{log.name}")
     print(f"{torch.cuda.get_device_name()} x {args.gpus}, PyTorch {torch.__version__}")
     for row in rows:
         print(row)

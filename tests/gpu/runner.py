@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def run_jobs(
     """Run jobs `{"name", "function", "kwargs"}` on `world_size` ranks, one after the other.
 
     Returns:
-        Results in rank order by job name; a string in place of a result is that rank's traceback.
+        Results in rank order by job name; a string in place of a result is that rank's traceback,
+        or says that the time was over.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -45,6 +47,8 @@ def run_jobs(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "K2_MEGATRON_PLATFORM": platform,
+            # Transformer Engine lets fp32 products take tf32 whatever PyTorch is told.
+            "NVIDIA_TF32_OVERRIDE": "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
         if platform == "cpu":
@@ -56,9 +60,12 @@ def run_jobs(
                 command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
             )
         )
+    deadline = time.monotonic() + timeout_seconds
     try:
         for process in ranks:
-            process.wait(timeout_seconds)
+            process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        print(f"{folder.name}: time is over, the remaining jobs have no result")
     finally:
         for process in ranks:
             process.kill()

@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import sys
+import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -43,6 +44,7 @@ def main() -> None:
 
     for job in json.loads((folder / "jobs.json").read_text()):
         path = folder / f"{job['name']}.rank_{rank}"
+        began = time.monotonic()
         try:
             result = getattr(jobs, job["function"])(**job["kwargs"])
             torch.save(result, path.with_name(path.name + ".pt"))
@@ -56,6 +58,7 @@ def main() -> None:
             int(path.with_name(path.name + ".error").exists()), device=platform.device
         )
         dist.all_reduce(failed)
+        print(f"{job['name']}: {time.monotonic() - began:.1f} s", flush=True)
     dist.destroy_process_group()
 
 
