@@ -10,6 +10,10 @@ SHELL := /bin/bash
 .PHONY: train test check clean help
 
 CONFIG ?= examples/configs/k2-tiny.yaml
+# The tiny model has two pipeline stages; one GPU holds both.
+ifeq ($(CONFIG):$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c GPU),examples/configs/k2-tiny.yaml:1)
+ONE_GPU := --set parallel.pipeline_model_parallel_size=1
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -22,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 train: $(STAMP) ## train the tiny Kimi K2 on this machine
 	$(BIN)/k2-megatron data prepare --python-stdlib --tokenizer byte \
 	    --output datasets/python-stdlib --if-missing
-	$(BIN)/k2-megatron train $(CONFIG)
+	$(BIN)/k2-megatron train $(CONFIG) $(ONE_GPU)
 
 test: $(STAMP) ## run every test that needs no GPU
 	$(BIN)/python -m pytest -q -m "not gpu and not multi_gpu"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from k2_megatron.checkpoint.cli import add_checkpoint_parser, run_checkpoint
+from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.resolve import fitting_world_sizes, resolve_world
 from k2_megatron.errors import TopologyError, UserError
@@ -58,8 +59,8 @@ def _parser(*, with_data: bool) -> argparse.ArgumentParser:
         "--nproc",
         type=_process_count,
         metavar="N",
-        help="local ranks to start; by default one for each GPU, on a CPU as few as the layout "
-        "needs. Not under torchrun or srun, which start the ranks themselves",
+        help="local ranks to start; by default as many as fit on the GPUs, on a CPU as few as the "
+        "layout needs. Not under torchrun or srun, which start the ranks themselves",
     )
     train.set_defaults(run=_train)
     validate = commands.add_parser(
@@ -130,12 +131,21 @@ def _train_here(args: argparse.Namespace) -> int:
     platform = current_platform()
     platform.check(config)
     devices = platform.local_device_count()
-    num_ranks = args.nproc or devices or fitting_world_sizes(config)[0]
+    num_ranks = args.nproc or _default_ranks(config, devices)
     check_local_ranks(num_ranks, devices)
     resolve_world(config, num_ranks)
     given = [args.config, *(f"--set={override}" for override in args.overrides)]
     command = [sys.executable, "-m", "k2_megatron", "train", *given]
     return spawn(command, num_ranks, check_run_folder(config).logs)
+
+
+def _default_ranks(config: Config, devices: int | None) -> int:
+    """As many ranks as fit on the GPUs; without GPUs as few as the layout needs."""
+    fitting = fitting_world_sizes(config)
+    if devices is None:
+        return fitting[0]
+    # Where none fits the device count is refused, with the numbers that would.
+    return max((size for size in fitting if size <= devices), default=devices)
 
 
 def _train_as_rank(args: argparse.Namespace, ranks: RankInfo, stop_signals: StopSignals) -> int:

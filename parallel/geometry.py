@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The geometry table: which rows and columns of which canonical matrix this rank holds.
 
-One table serves weight initialisation, MuonClip, QK-Clip, checkpoints, Hugging Face weights and
-the planner. It knows the layout (tensor, expert and pipeline ranks) and the two ways in which the
-platforms name and fuse parameters; it does not know torch.
+One table serves whatever has to know where a matrix lies, in whichever layout: initial weights,
+the gradient norm, the comparison of layouts. It knows the layout (tensor, expert and pipeline
+ranks) and the two ways in which the platforms name and fuse parameters; it does not know torch.
 """
 
 from __future__ import annotations

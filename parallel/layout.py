@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which transformer layers live on which pipeline stage: any layer count over any PP x VPP.
 
-Pure arithmetic without torch, shared by the planner, the geometry table and the trainer.
+Pure arithmetic without torch, shared by validation, the geometry table and the trainer.
 """
 
 from __future__ import annotations

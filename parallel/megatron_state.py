@@ -31,7 +31,7 @@ def initialize(
         context_parallel_size=context_size,
         expert_model_parallel_size=expert_size,
         expert_tensor_parallel_size=expert_tensor_size,
-        distributed_timeout_minutes=max(1, round(timeout_seconds / 60)),
+        distributed_timeout_minutes=timeout_seconds / 60,
         create_gloo_process_groups=False,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

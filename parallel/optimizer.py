@@ -67,7 +67,8 @@ class AdamW:
         Args:
             chunks: this rank's model chunks.
             lr: initial learning rate.
-            weight_decay: decoupled decay, of matrices and of norm gains (Moonlight, section 2.2).
+            weight_decay: decoupled decay, of norm gains too, as Moonlight found necessary
+                (arXiv 2502.16982); megatron-core would leave them out by itself.
             betas: decay of the two moments.
             eps: added to the root of the second moment.
             clip_grad: largest global gradient norm, 0 for no clipping.
@@ -88,7 +89,9 @@ class AdamW:
             overlap_param_gather=overlap,
         )
         self._clip_grad = clip_grad
-        self._wheel = get_megatron_optimizer(config, list(chunks), use_gloo_process_groups=False)
+        self._wheel = get_megatron_optimizer(
+            config, list(chunks), config_overrides={}, use_gloo_process_groups=False
+        )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -143,7 +146,7 @@ def _load_inner_state(inner: Any, saved: dict[str, Any]) -> None:
     shards = [p for group in torch_optimizer.param_groups for p in group["params"]]
     for shard, master, state in zip(shards, saved["master"], saved["state"], strict=True):
         shard.copy_(master)
-        # A tensor of its own for each shard, `step` too: distrib_optimizer.py:820 lets shards
+        # A tensor of its own for each shard, `step` too: distrib_optimizer.py:821 lets shards
         # share one step tensor, which AdamW then advances once a shard.
         torch_optimizer.state[shard] = {
             name: value.to(shard.device if value.dim() else value.device, copy=True)

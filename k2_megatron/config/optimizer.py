@@ -17,7 +17,7 @@ class OptimizerConfig:
     type: Literal["adamw"] = option("adamw", "Update rule.")
     weight_decay: float = option(
         0.1,
-        "Decoupled weight decay, multiplied by the learning rate. Norm weights have none. "
+        "Decoupled weight decay, multiplied by the learning rate; of norm gains too. "
         "Report section 2.5.",
         minimum=0,
     )

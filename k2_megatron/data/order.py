@@ -121,7 +121,7 @@ def plan_order(
         if valid_samples and boundary == count:
             raise DataError(
                 f"{corpus.prefix}: valid_fraction {valid_fraction:g} of {count} documents holds out"
-                f" none; allowed: at least {1 / count:.2g} for this corpus, or no validation"
+                f" none; allowed: at least {1 / count:.2g} for this corpus"
             )
         blend = None if len(opened) == 1 else weight
         train.append(_share(corpus, "train", 0, boundary, train_samples, seq_length, blend))
@@ -233,7 +233,7 @@ def _check_numbers(
     if valid_samples and valid_fraction == 0.0:
         raise DataError(
             f"valid_fraction: 0 holds out no document, but {valid_samples} validation samples are"
-            " asked for; allowed: above 0, or no validation"
+            " asked for; allowed: above 0"
         )
 
 

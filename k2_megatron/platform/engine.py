@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import types
 import warnings
 from importlib.metadata import version
 from typing import Any
@@ -57,14 +56,9 @@ def mend_without_transformer_engine() -> None:
     - multi_latent_attention.py:53-65: HAVE_TE is true though Transformer Engine is absent, since
       its extension module imports with stand-in bases; :185 then fails in isinstance.
     - moe_utils.py:25-42: te_general_gemm is left undefined and read at :1192.
-    - tensor_parallel/random.py:636: CheckpointWithoutOutput(fp8=False) means fp8 on.
     """
-    import megatron.core.extensions.transformer_engine as te_extension
     import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.multi_latent_attention as mla
-    from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 
     mla.HAVE_TE = False
     moe_utils.te_general_gemm = None
-    te_extension.cpu_offload = types.SimpleNamespace(CPUOffloadEnabled=False)
-    CheckpointWithoutOutput.__init__.__defaults__ = (None,)

@@ -35,7 +35,10 @@ class Callback:
         """Take the record of a logged step."""
 
     def on_valid(self, step: int, valid_loss: float) -> None:
-        """Take a validation loss, before `on_step_end` of the same step, which carries it too."""
+        """Take a validation loss, before `on_step_end` of the same step, which carries it too.
+
+        A new run that evaluates has one of step 0, before training, which no record follows.
+        """
 
     def on_train_end(self) -> None:
         """Finish what a run that ended in order should leave: last step or stop by signal."""

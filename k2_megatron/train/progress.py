@@ -40,6 +40,11 @@ class ProgressPrinter(Callback):
         self._clock = clock
         self._seen: deque[tuple[int, float]] = deque(maxlen=WINDOW + 1)
 
+    def on_valid(self, step: int, valid_loss: float) -> None:
+        """Print the loss before training; later ones stand in their step's line."""
+        if step == 0:
+            print(f"before training: valid {valid_loss:.4f}", file=self._stream, flush=True)
+
     def on_step_end(self, record: StepRecord) -> None:
         """Print the line and flush it."""
         self._seen.append((record.step, self._clock()))

@@ -38,6 +38,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def curves(self) -> Path:
+        """The picture of the run."""
+        return self.path / "curves.png"
+
+    @property
     def resolved_config(self) -> Path:
         """The configuration with every default written out."""
         return self.path / "resolved_config.yaml"

@@ -5,6 +5,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from k2_megatron.train import tags
 from k2_megatron.train.callbacks import Callback
 from k2_megatron.train.metrics import StepRecord, scalars
 
@@ -34,6 +35,12 @@ class TensorBoardWriter(Callback):
         assert self._writer is not None, "on_train_start opens the writer"
         for tag, value in scalars(record).items():
             self._writer.add_scalar(tag, value, record.step)
+
+    def on_valid(self, step: int, valid_loss: float) -> None:
+        """Write the loss before training; later ones are part of their step's scalars."""
+        assert self._writer is not None, "on_train_start opens the writer"
+        if step == 0:
+            self._writer.add_scalar(tags.LOSS_VALID, valid_loss, 0)
 
     def on_train_end(self) -> None:
         """Put everything on disk."""

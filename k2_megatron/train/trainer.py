@@ -101,12 +101,16 @@ def _train(run: Run) -> int:
         run.callbacks.on_train_end()
     finally:
         run.callbacks.close()
-    if session.config.logging.tensorboard:
-        say(
-            f"curves: tensorboard --logdir {run.folder.tensorboard}, "
-            f"or {run.folder.path}/curves.png"
-        )
+    _tell_where_the_curves_are(run)
     return code
+
+
+def _tell_where_the_curves_are(run: Run) -> None:
+    """Name what there is to look at; the picture needs a logged step."""
+    if run.session.config.logging.tensorboard:
+        run.say(f"curves: tensorboard --logdir {run.folder.tensorboard}")
+    if run.folder.curves.exists():
+        run.say(f"picture: {run.folder.curves}")
 
 
 def _loop(run: Run, start: int) -> int:
@@ -116,6 +120,8 @@ def _loop(run: Run, start: int) -> int:
     if start >= last:
         run.say(f"nothing to do: step {start} is done, and the run ends after step {last}")
         return DONE
+    if start == 0 and config.logging.valid_every_steps is not None:
+        run.callbacks.on_valid(0, evaluate(session, run.text.valid()))
     batches = run.text.train(start + 1)
     for step in range(start + 1, last + 1):
         began = time.perf_counter()

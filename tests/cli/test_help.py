@@ -76,4 +76,7 @@ def test_arguments_that_make_no_sense(tmp_path, arguments, text):
 def test_validate_tells_the_numbers_of_processes(place):
     done = k2(place, "validate", "tiny.yaml")
     assert (done.code, done.err) == (0, "")
-    assert done.out == "tiny.yaml is valid; numbers of processes that fit: 2, 4\n"
+    assert done.out == (
+        "tiny.yaml is valid\nparameters: 32,596, active in a token 29,524\n"
+        "numbers of processes that fit: 2, 4\n"
+    )

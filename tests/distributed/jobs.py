@@ -122,6 +122,7 @@ def train(config_path: str, overrides: list[str], num_steps: int) -> dict[str, A
         "losses": [outcome.loss for outcome in outcomes],
         "grad_norms": [outcome.grad_norm for outcome in outcomes],
         "rates": [outcome.lr for outcome in outcomes],
+        "decays": sorted({group["weight_decay"] for group in session.optimizer.param_groups}),
         "shapes": session.model.shapes,
     }
 

@@ -52,6 +52,12 @@ def test_evaluation_between_steps_changes_nothing(layout: Layout) -> None:
     assert len({tuple(result["valid_losses"]) for result in mixed}) == 1, "ranks disagree"
 
 
+def test_norm_gains_decay_like_matrices() -> None:
+    """megatron-core leaves vectors out unless it is told not to."""
+    (result,) = run_ranks("train", 1, config_path=CONFIG, overrides=[], num_steps=1)
+    assert result["decays"] == [0.1]
+
+
 def test_learning_rate_warms_up_from_the_first_step_and_ends_at_the_minimum() -> None:
     """Step 1 already moves the weights: the wheel's schedule would give it a rate of 0."""
     overrides = [
