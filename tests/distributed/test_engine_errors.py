@@ -93,7 +93,8 @@ def test_tensor_parallel_without_sequence_parallel_has_wrong_latent_norm_gradien
     right = gradient_of(run([DENSE], 1, mend="validation"), key)
     layout = [DENSE, TP2, "parallel.sequence_parallel=false"]
     broken = gradient_of(run(layout, 2, mend="validation"), key)
-    assert relative_error(broken, right) == pytest.approx(1.0, rel=1e-3)  # exactly TP times
+    # TP times too large, and a little off from the down-projections' errors before it.
+    assert relative_error(broken, right) == pytest.approx(1.0, rel=0.01)
 
 
 def test_whole_experts_on_tensor_ranks_miss_the_reduction_of_their_gradients() -> None:

@@ -47,6 +47,9 @@ def run_jobs(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "K2_MEGATRON_PLATFORM": platform,
+            # Fused functions are compiled anew when shapes or dtypes change, with other roundings,
+            # so that a run's bits would depend on the jobs before it.
+            "TORCH_COMPILE_DISABLE": "1",
             # Transformer Engine lets fp32 products take tf32 whatever PyTorch is told.
             "NVIDIA_TF32_OVERRIDE": "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
