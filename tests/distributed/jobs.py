@@ -210,3 +210,9 @@ def train_recomputing(modules: list[str], **kwargs: Any) -> dict[str, Any]:
         return train(**kwargs)
     finally:
         build_module.transformer_config = make
+
+
+def softmax_scale(config_path: str, overrides: list[str]) -> float:
+    """What the first layer's attention multiplies its scores with."""
+    session = build(config_path, overrides)
+    return float(session.model.modules[0].decoder.layers[0].self_attention.softmax_scale)

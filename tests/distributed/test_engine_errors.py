@@ -8,6 +8,7 @@ layouts are right is test_layouts.py's to show.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,30 @@ def test_whole_experts_on_tensor_ranks_miss_the_reduction_of_their_gradients() -
     layout = [TP2, "parallel.expert_tensor_parallel_size=1"]
     broken = gradient_of(run(layout, 2, mend="validation"), key)
     assert relative_error(broken, right) > 1e-2
+
+
+def test_one_expert_a_process_breaks_overlapped_expert_communication() -> None:
+    overrides = [
+        "model.num_experts=2",
+        EP2,
+        "precision.dtype=bf16",
+        "parallel.overlap_moe_expert_parallel_comm=true",
+    ]
+    with pytest.raises(AssertionError, match="data is not allocated"):
+        run(overrides, 2, mend="validation")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "multiplier"),
+    [
+        # multi_latent_attention.py:125 has YaRN's factor, 0.1 ln 32 + 1, in plain RoPE's scale too.
+        ([], 1.0),
+        (["model.rope_type=yarn"], (0.1 * math.log(32) + 1) ** 2),
+    ],
+    ids=["rope", "yarn"],
+)
+def test_softmax_scale_has_yarn_in_it_with_yarn_alone(
+    overrides: list[str], multiplier: float
+) -> None:
+    (scale,) = run_ranks("softmax_scale", 1, config_path=CONFIG, overrides=overrides)
+    assert scale == pytest.approx(multiplier / math.sqrt(16 + 8))
