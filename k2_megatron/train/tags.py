@@ -65,8 +65,8 @@ TABLE = (
     Tag(
         LOSS_VALID,
         "nats/token",
-        "mean cross-entropy on the held-out documents, with the weights after this step; step 0: before "
-        "training",
+        "mean cross-entropy on the held-out documents, with the weights after this step; step 0: "
+        "before training",
         _VALIDATED,
         ".valid_loss",
     ),

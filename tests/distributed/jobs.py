@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -216,3 +217,20 @@ def softmax_scale(config_path: str, overrides: list[str]) -> float:
     """What the first layer's attention multiplies its scores with."""
     session = build(config_path, overrides)
     return float(session.model.modules[0].decoder.layers[0].self_attention.softmax_scale)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This rank and the number of ranks."""
+    return dist.get_rank(), dist.get_world_size()
+
+
+def fail_on(rank: int, text: str) -> None:
+    """Raise on one rank."""
+    if dist.get_rank() == rank:
+        raise ValueError(text)
+
+
+def hang_on(rank: int) -> None:
+    """Never return on one rank."""
+    while dist.get_rank() == rank:
+        time.sleep(0.1)
