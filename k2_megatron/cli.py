@@ -159,8 +159,8 @@ def _train_as_rank(args: argparse.Namespace, ranks: RankInfo, stop_signals: Stop
     from k2_megatron.platform.select import current_platform
 
     platform = current_platform()
-    check_local_ranks(ranks.local_rank + 1, platform.local_device_count())
-    platform.prepare(ranks.local_rank)  # before the trainer imports megatron-core
+    device_index = ranks.device_index(platform.local_device_count())
+    platform.prepare(device_index)  # before the trainer imports megatron-core
     from k2_megatron.train.trainer import train
 
     return train(config, platform, ranks, stop_signals)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from k2_megatron.parallel.topology import Axis, Topology
 from megatron.core import parallel_state, tensor_parallel
@@ -56,6 +57,16 @@ def initialize(
 def destroy() -> None:
     """Forget the groups, so that another layout can be initialised in the same process."""
     parallel_state.destroy_model_parallel()
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """States of megatron-core's dropout generators, by name."""
+    return dict(tensor_parallel.get_cuda_rng_tracker().get_states())
+
+
+def set_random_states(states: dict[str, torch.Tensor]) -> None:
+    """Restore what `random_states` gave."""
+    tensor_parallel.get_cuda_rng_tracker().set_states(states)
 
 
 def _axis(group: dist.ProcessGroup) -> Axis:

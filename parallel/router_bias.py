@@ -71,4 +71,7 @@ class RouterBias:
 
     def biases(self) -> dict[int, list[float]]:
         """Selection bias per expert by layer index, of this pipeline rank's layers."""
-        return {layer.index: layer.router.expert_bias.tolist() for layer in self._layers}
+        if not self._layers:
+            return {}
+        rows = torch.stack([layer.router.expert_bias for layer in self._layers]).tolist()
+        return {layer.index: row for layer, row in zip(self._layers, rows, strict=True)}

@@ -83,6 +83,16 @@ def refuse_sequence_that_does_not_divide(config: Config) -> Iterable[Refusal]:
         )
 
 
+def refuse_context_parallelism_in_fp32(config: Config) -> Iterable[Refusal]:
+    """Transformer Engine divides a sequence in its fused attention only, which is 16-bit."""
+    if config.parallel.context_parallel_size > 1 and config.precision.dtype == "fp32":
+        yield Refusal(
+            (_CP, "precision.dtype"),
+            "1",
+            "Transformer Engine's attention over divided sequences takes bf16 alone",
+        )
+
+
 def refuse_interleaving_without_a_pipeline(config: Config) -> Iterable[Refusal]:
     """Virtual stages are chunks of a pipeline stage."""
     parallel = config.parallel
@@ -244,6 +254,7 @@ PARALLEL_RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     refuse_tensor_without_sequence_parallelism,
     refuse_sequence_without_tensor_parallelism,
     refuse_sequence_that_does_not_divide,
+    refuse_context_parallelism_in_fp32,
     refuse_interleaving_without_a_pipeline,
     refuse_more_stages_than_layers,
     refuse_layout_without_a_pipeline,

@@ -92,7 +92,7 @@ def run_data(args: argparse.Namespace) -> int:
         split_pattern=args.pattern,
     )
     if args.if_missing and any(output_path(args.output, suffix).exists() for suffix in SUFFIXES):
-        _print_summary(_existing_corpus(args.output, tokenizer), "exists already")
+        _print_summary(_existing_corpus(args.output, tokenizer), "exist already")
         return 0
     with _stopped_by_sigterm(), ProgressDisplay(sys.stderr) as progress:
         if args.python_stdlib:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from k2_megatron.data.index_file import map_lengths, read_index_header
-from k2_megatron.data.metadata import CorpusMetadata, output_path, read_metadata
+from k2_megatron.data.metadata import CorpusMetadata, missing_file, output_path, read_metadata
 from k2_megatron.errors import DataError
 
 
@@ -44,6 +44,8 @@ def open_corpus(prefix: str | Path) -> Corpus:
     try:
         bin_bytes = bin_path.stat().st_size
         index = read_index_header(idx_path)
+    except FileNotFoundError as error:
+        raise missing_file(error.filename) from error
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from error
     if bin_bytes != metadata.bin_bytes:

@@ -23,6 +23,15 @@ from k2_megatron.errors import DataError
 
 # Per worker: one batch being encoded and a few waiting, so that memory stays bounded.
 _BATCHES_AHEAD = 4
+_JSON_TYPES = {
+    str: "text",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True)
@@ -91,16 +100,16 @@ def _text_of(record: Record, job: EncodeJob) -> str | None:
     if not text.strip():
         return ""
     try:
-        value = json.loads(text)
+        value = json.loads(text.rstrip("\r\n"))
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{record.where}: not valid JSON ({error.msg} at character {error.pos + 1})"
-        ) from error
+        # Some of the parser's messages end in "at" already.
+        what = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
+        raise DataError(f"{record.where}: not valid JSON ({what})") from error
     except RecursionError as error:
         raise DataError(f"{record.where}: JSON nested too deeply") from error
     if not isinstance(value, dict):
         raise DataError(
-            f"{record.where}: a {type(value).__name__}; allowed: a JSON object with the key"
+            f"{record.where}: {_JSON_TYPES[type(value)]}; allowed: a JSON object with the key"
             f" {job.json_key!r}"
         )
     if job.json_key not in value:
@@ -111,7 +120,8 @@ def _text_of(record: Record, job: EncodeJob) -> str | None:
     content = value[job.json_key]
     if not isinstance(content, str):
         raise DataError(
-            f"{record.where}: key {job.json_key!r} holds a {type(content).__name__}; allowed: text"
+            f"{record.where}: key {job.json_key!r} holds {_JSON_TYPES[type(content)]};"
+            " allowed: text"
         )
     try:
         content.encode("utf-8")

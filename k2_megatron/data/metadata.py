@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from k2_megatron.errors import DataError
 
 FORMAT_VERSION = 1
+_TYPES: dict[Any, str] = {int: "an integer", str: "text", tuple: "a list"}
 _T = TypeVar("_T")
 
 
@@ -59,6 +60,14 @@ def metadata_text(metadata: CorpusMetadata) -> str:
     return json.dumps(dataclasses.asdict(metadata), indent=2, ensure_ascii=False) + "\n"
 
 
+def missing_file(path: str | Path) -> DataError:
+    """Return the error for a corpus of which a file is not there."""
+    return DataError(
+        f"{path}: no such file; `k2-megatron data prepare` writes PREFIX.bin, .idx and .json at"
+        " its end, so the corpus was not made by it, not to the end, or not moved whole"
+    )
+
+
 def read_metadata(prefix: str | Path) -> CorpusMetadata:
     """Read PREFIX.json.
 
@@ -69,10 +78,7 @@ def read_metadata(prefix: str | Path) -> CorpusMetadata:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such file; `k2-megatron data prepare` writes it last, so the corpus was"
-            " not made by it, or not to the end"
-        ) from error
+        raise missing_file(path) from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -101,5 +107,5 @@ def _build(path: Path, kind: type[_T], values: Any) -> _T:
     for name, wanted in fields.items():
         base = typing.get_origin(wanted) or wanted
         if type(values[name]) is not base:
-            raise DataError(f"{path}: {name} is {values[name]!r}; allowed: {base.__name__}")
+            raise DataError(f"{path}: {name} is {values[name]!r}; allowed: {_TYPES[base]}")
     return kind(**values)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from k2_megatron.data.corpora import Corpus, open_corpus
+from k2_megatron.data.split import allowed_fraction, boundary, check_size, num_tokens
 from k2_megatron.errors import DataError
 
 # Raise when this project changes the order by itself: runs of before then refuse to resume.
@@ -117,16 +118,18 @@ def plan_order(
     valid: list[SplitShare] = []
     for corpus, weight in zip(opened, weights, strict=True):
         count = corpus.metadata.num_documents
-        boundary = round((1.0 - valid_fraction) * count)
-        if valid_samples and boundary == count:
+        cut = boundary(valid_fraction, count)
+        if valid_samples and cut == count:
             raise DataError(
-                f"{corpus.prefix}: valid_fraction {valid_fraction:g} of {count} documents holds out"
-                f" none; allowed: at least {1 / count:.2g} for this corpus"
+                f"{corpus.prefix}: data.valid_fraction {valid_fraction:g} of {count} documents"
+                f" holds out none; {allowed_fraction(corpus, seq_length)}"
             )
         blend = None if len(opened) == 1 else weight
-        train.append(_share(corpus, "train", 0, boundary, train_samples, seq_length, blend))
+        check_size(corpus, "train", 0, cut, seq_length)
+        train.append(_share(corpus, 0, cut, train_samples, seq_length, blend))
         if valid_samples:
-            valid.append(_share(corpus, "valid", boundary, count, valid_samples, seq_length, blend))
+            check_size(corpus, "valid", cut, count, seq_length)
+            valid.append(_share(corpus, cut, count, valid_samples, seq_length, blend))
     return OrderPlan(
         corpora=opened,
         weights=weights,
@@ -171,20 +174,13 @@ def data_fingerprint(
 
 def _share(
     corpus: Corpus,
-    split: str,
     first: int,
     end: int,
     samples: int,
     seq_length: int,
     blend: float | None,
 ) -> SplitShare:
-    tokens = int(corpus.map_lengths()[first:end].sum(dtype="int64"))
-    if tokens < seq_length + 1:
-        other = "; a larger valid_fraction, or more documents, would help" * (split == "valid")
-        raise DataError(
-            f"{corpus.prefix}: its {split} part has {tokens} tokens in {end - first} documents, and"
-            f" one sample of seq_length {seq_length} needs {seq_length + 1}{other}"
-        )
+    tokens = num_tokens(corpus, first, end)
     if blend is not None:
         samples = math.ceil(math.ceil(samples * blend) * (1 + MID_LEVEL_SURPLUS))
     epochs = -(-(samples * seq_length + 1) // tokens)

@@ -87,7 +87,7 @@ def read_tokenizer_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"tokenizer file {path}: {error.strerror}") from error
+        raise DataError(f"--tokenizer-path {path}: {error.strerror}") from error
 
 
 def build_tokenizer(
@@ -113,19 +113,19 @@ def build_tokenizer(
         MissingPackageError: The type's optional package is not installed.
     """
     if type not in TOKENIZER_TYPES:
-        raise DataError(f"tokenizer type {type!r}; allowed: {', '.join(TOKENIZER_TYPES)}")
+        raise DataError(f"--tokenizer {type}; allowed: {', '.join(TOKENIZER_TYPES)}")
     no_effect: dict[str, object] = {}
     if type != "tiktoken":
-        no_effect |= {"num_special_tokens": num_special_tokens, "split_pattern": split_pattern}
+        no_effect |= {"--num-special-tokens": num_special_tokens, "--pattern": split_pattern}
     if type == "byte":
-        no_effect |= {"path": path, "eod": eod}
+        no_effect |= {"--tokenizer-path": path, "--eod": eod}
     for option, value in no_effect.items():
         if value is not None:
-            raise DataError(f"tokenizer option {option}={value!r} has no effect on type {type!r}")
+            raise DataError(f"{option} {value} has no effect with --tokenizer {type}")
     if type == "byte":
         return ByteTokenizer()
     if path is None:
-        raise DataError(f"tokenizer type {type!r} needs the path of its file")
+        raise DataError(f"--tokenizer {type} needs its file: --tokenizer-path FILE")
     if type == "huggingface":
         from k2_megatron.data.tokenizer_huggingface import load_huggingface
 

@@ -65,14 +65,14 @@ def load_huggingface(path: Path, eod: str | None) -> HuggingFaceTokenizer:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingPackageError(
-            "tokenizer type 'huggingface' needs the package tokenizers:"
-            " pip install 'k2-megatron[tokenizers]'"
+            "--tokenizer huggingface needs the package tokenizers:"
+            " .venv/bin/pip install -e '.[tokenizers]'"
         ) from error
     content = read_tokenizer_file(path)
     try:
         vocab = Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     except Exception as error:
-        raise DataError(f"tokenizer file {path}: not a tokenizer.json ({error})") from error
+        raise DataError(f"--tokenizer-path {path}: not a tokenizer.json ({error})") from error
     return _from_content(path.name, content, _find_eod(path, vocab, eod))
 
 
@@ -99,13 +99,13 @@ def _from_content(name: str, content: bytes, eod: int) -> HuggingFaceTokenizer:
 def _find_eod(path: Path, vocab: dict[str, int], eod: str | None) -> int:
     if eod is not None:
         if eod not in vocab:
-            raise DataError(f"tokenizer file {path}: no token {eod!r} to end documents with")
+            raise DataError(f"--tokenizer-path {path}: no token {eod!r} to end documents with")
         return vocab[eod]
     found = [token for token in KNOWN_EOD if token in vocab]
     if len(found) != 1:
         what = f"several of them ({', '.join(found)})" if found else "none of the usual ones"
         raise DataError(
-            f"tokenizer file {path}: cannot tell which token ends a document, {what};"
+            f"--tokenizer-path {path}: cannot tell which token ends a document, {what};"
             " name it with --eod TOKEN"
         )
     return vocab[found[0]]

@@ -114,8 +114,8 @@ def load_tiktoken(
         import tiktoken
     except ImportError as error:
         raise MissingPackageError(
-            "tokenizer type 'tiktoken' needs the package tiktoken:"
-            " pip install 'k2-megatron[tokenizers]'"
+            "--tokenizer tiktoken needs the package tiktoken:"
+            " .venv/bin/pip install -e '.[tokenizers]'"
         ) from error
     # tiktoken's own reader keeps a copy by path in the temporary folder and would miss a change.
     content = read_tokenizer_file(path)
@@ -124,8 +124,8 @@ def load_tiktoken(
     missing = [option for option, value in given.items() if value is None]
     if missing and len(ranks) != KIMI_NUM_RANKS:
         raise DataError(
-            f"tokenizer file {path}: {len(ranks)} ranks; only for Kimi's {KIMI_NUM_RANKS} the rest"
-            f" is known, give also {', '.join(missing)}"
+            f"--tokenizer-path {path}: {len(ranks)} ranks; only for Kimi's {KIMI_NUM_RANKS} the"
+            f" rest is known, give also {', '.join(missing)}"
         )
     num_special = KIMI_NUM_SPECIAL_TOKENS if num_special_tokens is None else num_special_tokens
     pattern = kimi_split_pattern() if split_pattern is None else split_pattern
@@ -137,7 +137,7 @@ def load_tiktoken(
             path.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
         )
     except Exception as error:
-        raise DataError(f"tokenizer file {path}: tiktoken refuses it: {error}") from error
+        raise DataError(f"--tokenizer-path {path}: tiktoken refuses it: {error}") from error
     fingerprint = fingerprint_of(
         type="tiktoken",
         file=hashlib.sha256(content).hexdigest(),
@@ -156,16 +156,17 @@ def _parse_ranks(path: Path, content: bytes) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise DataError(
-                f"tokenizer file {path}, line {number}: not 'base64 rank', as tiktoken's files are"
+                f"--tokenizer-path {path}, line {number}: not 'base64 rank', as tiktoken's files"
+                " are"
             ) from error
     if sorted(ranks.values()) != list(range(len(ranks))) or not ranks:
-        raise DataError(f"tokenizer file {path}: ranks are not 0..N-1, each once")
+        raise DataError(f"--tokenizer-path {path}: ranks are not 0..N-1, each once")
     return ranks
 
 
 def _parse_eod(path: Path, eod: str, vocab_size: int) -> int:
     if not eod.isdecimal() or int(eod) >= vocab_size:
         raise DataError(
-            f"tokenizer file {path}: end of document {eod!r} is no id; allowed: 0..{vocab_size - 1}"
+            f"--tokenizer-path {path}: --eod {eod} is no id; allowed: 0..{vocab_size - 1}"
         )
     return int(eod)

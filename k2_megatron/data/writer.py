@@ -92,8 +92,8 @@ class CorpusWriter:
         existing = [str(path) for path in self._final.values() if path.exists()]
         if existing and not self._overwrite:
             raise DataError(
-                f"{', '.join(existing)}: exists already; choose another --output,"
-                " or replace it with --overwrite"
+                f"{', '.join(existing)} {'exists' if len(existing) == 1 else 'exist'} already;"
+                " choose another --output, or replace with --overwrite"
             )
 
     @property

@@ -10,8 +10,9 @@ from k2_megatron.checkpoint.folder import list_steps
 from k2_megatron.config.config import Config
 from k2_megatron.data.corpora import check_corpora
 from k2_megatron.data.order import plan_order
+from k2_megatron.data.request import DataRequest
 from k2_megatron.errors import CheckpointError, ConfigError
-from k2_megatron.train.run_folder import RunFolder
+from k2_megatron.run_folder import RunFolder
 
 
 def check_data(config: Config) -> None:
@@ -20,16 +21,16 @@ def check_data(config: Config) -> None:
     Raises:
         DataError: they are not.
     """
-    schedule = config.schedule
-    paths = [corpus.path for corpus in config.data.corpora]
+    request = DataRequest.of(config)
+    paths = [path for path, _ in request.corpora]
     check_corpora(paths, config.model.vocab_size, verify_index=False)
     plan_order(
-        [(corpus.path, corpus.weight) for corpus in config.data.corpora],
-        seq_length=schedule.seq_length,
-        seed=config.run.seed,
-        train_samples=schedule.train_steps * schedule.global_batch_size,
-        valid_samples=config.logging.valid_steps * schedule.global_batch_size,
-        valid_fraction=config.data.valid_fraction,
+        request.corpora,
+        seq_length=request.seq_length,
+        seed=request.seed,
+        train_samples=request.train_samples,
+        valid_samples=request.valid_samples,
+        valid_fraction=request.valid_fraction,
     )
 
 

@@ -16,14 +16,13 @@ from k2_megatron.platform.base import Platform
 
 @contextmanager
 def process_group(platform: Platform, ranks: RankInfo, *, timeout_seconds: float) -> Iterator[None]:
-    """Prepare the device, connect all ranks, and part from them at the end.
+    """Connect all ranks, and part from them when all went well.
 
     Args:
-        platform: chooses device and backend.
+        platform: prepared for this rank; chooses the backend.
         ranks: this rank and their number.
         timeout_seconds: how long a collective waits for the others.
     """
-    platform.prepare(ranks.local_rank)
     dist.init_process_group(
         platform.backend,
         rank=ranks.rank,
@@ -31,8 +30,8 @@ def process_group(platform: Platform, ranks: RankInfo, *, timeout_seconds: float
         timeout=timedelta(seconds=timeout_seconds),
         **platform.process_group_options(),
     )
-    try:
-        yield
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an error: a group with a collective under way would wait for ranks that are gone,
+    # and the cause would come late or never. A process that dies leaves nothing to tidy up.
+    dist.barrier()
+    dist.destroy_process_group()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from k2_megatron.errors import TopologyError
 
@@ -16,11 +16,29 @@ _SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
 
 @dataclass(frozen=True, kw_only=True)
 class RankInfo:
-    """This process among those of the job."""
+    """This process among those of the job.
+
+    Attributes:
+        sees_own_device: the launcher may have hidden the other ranks' devices from this one.
+    """
 
     rank: int
     local_rank: int
     world_size: int
+    sees_own_device: bool = False
+
+    def device_index(self, num_devices: int | None) -> int:
+        """Which device this rank takes: its own by number, or the only one it can see.
+
+        SLURM's --gpus-per-task and --gpu-bind show each task no GPU but its own.
+
+        Raises:
+            TopologyError: several devices are visible, and fewer than the local ranks.
+        """
+        if num_devices == 1 and self.sees_own_device:
+            return 0
+        check_local_ranks(self.local_rank + 1, num_devices)
+        return self.local_rank
 
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> RankInfo | None:
@@ -34,7 +52,7 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> RankInfo | Non
         return _read(environment, *_TORCHRUN)
     # Inside an allocation but not under srun SLURM_PROCID is 0 of one task, or unset.
     if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        return _read(environment, *_SLURM)
+        return replace(_read(environment, *_SLURM), sees_own_device=True)
     return None
 
 

@@ -36,7 +36,7 @@ class Platform(ABC):
         """
 
     @abstractmethod
-    def prepare(self, local_rank: int) -> None:
+    def prepare(self, device_index: int) -> None:
         """Select the device and mend the engine; call once, before any use of megatron-core."""
 
     @property
@@ -53,8 +53,12 @@ class Platform(ABC):
         """What init_process_group wants to know about the device."""
 
     @abstractmethod
-    def synchronize(self) -> None:
-        """Wait for the device."""
+    def random_state(self) -> torch.Tensor | None:
+        """State of the device's random generator; None where it is the host's."""
+
+    @abstractmethod
+    def set_random_state(self, state: torch.Tensor | None) -> None:
+        """Restore what `random_state` gave."""
 
     @abstractmethod
     def peak_memory_bytes(self) -> int | None:

@@ -30,11 +30,17 @@ class CpuPlatform(Platform):
         self._prepared = False
 
     def check(self, config: Config) -> None:
-        """Refuse context parallelism: without Transformer Engine attention sees one part only.
+        """Refuse what only Transformer Engine's layers can do.
 
         Raises:
             ConfigError: the configuration asks for it.
         """
+        if config.parallel.delay_wgrad_compute:
+            raise ConfigError(
+                "parallel.delay_wgrad_compute: given true; allowed on a CPU: false. "
+                "megatron-core's own layers cannot compute weight gradients later; Transformer "
+                "Engine's can, on a GPU"
+            )
         size = config.parallel.context_parallel_size
         if size > 1:
             raise ConfigError(
@@ -43,7 +49,7 @@ class CpuPlatform(Platform):
                 "needs Transformer Engine on a GPU"
             )
 
-    def prepare(self, local_rank: int) -> None:
+    def prepare(self, device_index: int) -> None:
         """Make the names megatron-core takes from torch.cuda mean the CPU; mend the engine."""
         if self._prepared:
             return
@@ -87,8 +93,12 @@ class CpuPlatform(Platform):
         """Nothing: gloo takes any tensor in host memory."""
         return {}
 
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
+    def random_state(self) -> torch.Tensor | None:
+        """No generator beside the host's."""
+        return None
+
+    def set_random_state(self, state: torch.Tensor | None) -> None:
+        """Nothing to restore."""
 
     def peak_memory_bytes(self) -> int | None:
         """No device memory."""

@@ -25,14 +25,14 @@ class CudaPlatform(Platform):
     def check(self, config: Config) -> None:
         """Nothing to refuse: Transformer Engine has all that a configuration can ask for."""
 
-    def prepare(self, local_rank: int) -> None:
-        """Take CUDA device `local_rank`.
+    def prepare(self, device_index: int) -> None:
+        """Take CUDA device `device_index`.
 
         Raises:
             MissingPackageError: Transformer Engine is not installed.
         """
         require("transformer_engine", "training on a GPU")
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(device_index)
         engine.check_version()
         engine.silence_known_warnings()
 
@@ -59,9 +59,14 @@ class CudaPlatform(Platform):
         """The device, so that NCCL connects at once and barriers need not guess it."""
         return {"device_id": self.device}
 
-    def synchronize(self) -> None:
-        """Wait for all streams of the device."""
-        torch.cuda.synchronize()
+    def random_state(self) -> torch.Tensor | None:
+        """State of the CUDA generator, uint8 on the host."""
+        return torch.cuda.get_rng_state()
+
+    def set_random_state(self, state: torch.Tensor | None) -> None:
+        """Restore the CUDA generator."""
+        assert state is not None
+        torch.cuda.set_rng_state(state)
 
     def peak_memory_bytes(self) -> int | None:
         """Most that tensors have taken at once."""

@@ -13,6 +13,7 @@ from k2_megatron.config.config import Config
 from k2_megatron.data.corpora import check_corpora
 from k2_megatron.data.datasets import TokenSamples, build_datasets
 from k2_megatron.data.order import data_fingerprint
+from k2_megatron.data.request import DataRequest
 from k2_megatron.data.sampler import BatchIterator, MicroBatchSampler
 from k2_megatron.train.session import Session
 
@@ -22,17 +23,21 @@ Batch = dict[str, torch.Tensor]
 def check_text(config: Config, *, verify_index: bool) -> str:
     """Open and check every corpus before anything expensive; the fingerprint of the data order.
 
+    Args:
+        verify_index: also read every index file, 20 bytes a document.
+
     Raises:
         DataError: a file is missing, truncated or does not fit the model.
     """
-    paths = [corpus.path for corpus in config.data.corpora]
+    request = DataRequest.of(config)
+    paths = [path for path, _ in request.corpora]
     check_corpora(paths, config.model.vocab_size, verify_index=verify_index)
     return data_fingerprint(
-        _corpora(config),
-        seq_length=config.schedule.seq_length,
-        seed=config.run.seed,
-        train_samples=_train_samples(config),
-        valid_fraction=config.data.valid_fraction,
+        request.corpora,
+        seq_length=request.seq_length,
+        seed=request.seed,
+        train_samples=request.train_samples,
+        valid_fraction=request.valid_fraction,
     )
 
 
@@ -49,14 +54,14 @@ class Text:
         config = session.config
         stages = session.model.layout.chunks(session.topology.pp.rank)
         self._reads = any(s.embedding or s.loss or s.mtp_layers for s in stages)
-        valid_samples = config.logging.valid_steps * config.schedule.global_batch_size
+        request = DataRequest.of(config)
         self._train, self._valid = build_datasets(
-            _corpora(config),
-            seq_length=config.schedule.seq_length,
-            seed=config.run.seed,
-            train_samples=_train_samples(config),
-            valid_samples=valid_samples,
-            valid_fraction=config.data.valid_fraction,
+            request.corpora,
+            seq_length=request.seq_length,
+            seed=request.seed,
+            train_samples=request.train_samples,
+            valid_samples=request.valid_samples,
+            valid_fraction=request.valid_fraction,
             cache_folder=config.data.cache_folder,
             is_built_on_rank=self._reads,
         )
@@ -96,11 +101,3 @@ class Text:
         )
         while micro_batches := list(islice(batches, num_microbatches)):
             yield micro_batches
-
-
-def _corpora(config: Config) -> list[tuple[str, float]]:
-    return [(corpus.path, corpus.weight) for corpus in config.data.corpora]
-
-
-def _train_samples(config: Config) -> int:
-    return config.schedule.train_steps * config.schedule.global_batch_size

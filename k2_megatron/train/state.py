@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from k2_megatron.checkpoint.folder import Saved
 from k2_megatron.checkpoint.manifest import read_manifest
@@ -18,8 +17,29 @@ from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.checkpoint.resume import find_resumable, load
 from k2_megatron.checkpoint.saving import save
 from k2_megatron.errors import CheckpointError
-from k2_megatron.train.run_folder import RunFolder
+from k2_megatron.parallel import megatron_state
+from k2_megatron.platform.base import Platform
+from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.session import Session
+
+# What may differ in a run that goes on: how the model is trained and how far it looks (annealing
+# freezes the router bias, YaRN stretches the context), not what it is.
+CHANGEABLE_MODEL_KEYS = frozenset(
+    {
+        "preset",
+        "init_method_std",
+        "moe_router_bias_update_rate",
+        "moe_aux_loss_coeff",
+        "mtp_loss_scaling_factor",
+        "rope_type",
+        "rotary_scaling_factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+    }
+)
 
 
 def save_session(session: Session, folder: RunFolder, step: int, fingerprint: str) -> Saved:
@@ -97,7 +117,11 @@ def _layout(session: Session) -> dict[str, Any]:
         "optimizer": config.optimizer.type,
         "global_batch_size": config.schedule.global_batch_size,
         **{f"parallel.{name}": value for name, value in parallel.items()},
-        **{f"model.{name}": value for name, value in asdict(config.model).items()},
+        **{
+            f"model.{name}": value
+            for name, value in asdict(config.model).items()
+            if name not in CHANGEABLE_MODEL_KEYS
+        },
     }
 
 
@@ -111,7 +135,7 @@ def _payload(session: Session) -> dict[str, Any]:
             for module in session.model.modules
         ],
         "optimizer": session.optimizer.state_dict(),
-        "random": _random_state(),
+        "random": _random_state(session.platform),
     }
 
 
@@ -123,27 +147,26 @@ def _restore(session: Session, payload: dict[str, Any]) -> None:
         for name, buffer in module.named_buffers():
             buffer.copy_(saved["buffers"][name])
     session.optimizer.load_state_dict(payload["optimizer"])
-    _set_random_state(payload["random"])
+    _set_random_state(payload["random"], session.platform)
 
 
-def _random_state() -> dict[str, Any]:
+def _random_state(platform: Platform) -> dict[str, Any]:
     version, words, gauss = random.getstate()
     legacy: Any = np.random.get_state()
     kind, keys, position, has_gauss, cached = legacy
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "tracker": dict(get_cuda_rng_tracker().get_states()),
+        "device": platform.random_state(),
+        "tracker": megatron_state.random_states(),
         "python": [version, list(words), gauss],
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict[str, Any], platform: Platform) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"])
-    get_cuda_rng_tracker().set_states(state["tracker"])
+    platform.set_random_state(state["device"])
+    megatron_state.set_random_states(state["tracker"])
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

@@ -15,9 +15,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_batch_on_this_cp_rank
 
 from k2_megatron.parallel.topology import Topology
+from k2_megatron.train.batches import Batch
 from k2_megatron.train.session import Session
-
-Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +105,27 @@ def _forward_step(
     output = forward(
         batch.get("tokens"), batch.get("position_ids"), None, labels=batch.get("labels")
     )
-    return output, partial(_loss, batch.get("loss_mask"))
+    return output, partial(token_loss, batch.get("loss_mask"))
 
 
-def _loss(mask: torch.Tensor | None, per_token: torch.Tensor) -> tuple[torch.Tensor, Batch]:
-    """Mean over the micro-batch's counted tokens; [b, s] -> scalar."""
+def token_loss(
+    mask: torch.Tensor | None, per_token: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, Batch]:
+    """What the schedule differentiates: the sum over counted tokens, and their number.
+
+    It divides the one by the other. A mean in place of both it would take for a local sum over a
+    global count, and multiply by the context-parallel size (schedules.py:268).
+
+    Args:
+        mask: 1 where a token counts, [b, s].
+        per_token: cross-entropy, [b, s].
+
+    Returns:
+        Sum (scalar), number of tokens (scalar, int32), and the mean for the log.
+    """
     assert mask is not None
-    mask = mask.float()
-    loss = (per_token.float() * mask).sum() / mask.sum().clamp(min=1)
-    return loss, {"loss": loss.detach().clone()}
+    total, count = (per_token.float() * mask.float()).sum(), mask.sum().to(torch.int32)
+    return total, count, {"loss": total.detach() / count.clamp(min=1)}
 
 
 def _global_mean(losses: Sequence[torch.Tensor], session: Session) -> float:

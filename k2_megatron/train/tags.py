@@ -192,13 +192,13 @@ _INTRODUCTION = """\
 
 # What a run writes to TensorBoard
 
-    tensorboard --logdir runs
+    .venv/bin/tensorboard --logdir runs
 
-reads `runs/<run.name>/tensorboard/`. The x axis is the step, counted from 1; one rank writes. The
-last column is where the same number is in a line of `runs/<run.name>/metrics.jsonl`, in jq's
-notation; a key is absent where nothing was measured. `NNN` is a layer's index over the whole
-model, counted from 0, with at least three digits; `LAYER` is the same index without leading
-zeros.
+reads `runs/<run.name>/tensorboard/`. The x axis is the step, counted from 1, with one exception:
+step 0 of `loss/valid` is the loss before training. One rank writes. The last column is where the
+same number is in a line of `runs/<run.name>/metrics.jsonl`, in jq's notation; a key is absent where
+nothing was measured. `NNN` is a layer's index over the whole model, counted from 0, with at least
+three digits; `LAYER` is the same index without leading zeros.
 
 | tag | unit | meaning | written | in metrics.jsonl |
 | --- | --- | --- | --- | --- |
@@ -213,6 +213,12 @@ _NOTES = """
 one forward and one backward pass over the step's tokens. Work that a memory policy adds, such as
 recomputing activations, and the optimizer's own arithmetic are not counted: two memory policies
 with the same number train at the same speed.
+
+## The loss before training
+
+With `logging.valid_every_steps` a new run measures `loss/valid` before its first step too. It is
+written here at step 0 and printed (`before training: valid ...`). metrics.jsonl and curves.png have
+one object and one point for a trained step, and so do not have it.
 
 ## After a resume
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.resolve import resolve_world
+from k2_megatron.launch.agreement import agree
 from k2_megatron.launch.preflight import check_run_folder
 from k2_megatron.launch.process_group import process_group
 from k2_megatron.launch.ranks import RankInfo
 from k2_megatron.launch.signals import StopSignals
 from k2_megatron.platform.base import Platform
+from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.batches import Text, check_text
 from k2_megatron.train.callbacks import Callback, CallbackList
 from k2_megatron.train.curves import CurvesWriter
@@ -22,7 +24,6 @@ from k2_megatron.train.device_monitor import DeviceMonitor
 from k2_megatron.train.jsonl import JsonlWriter
 from k2_megatron.train.measurement import measure_step
 from k2_megatron.train.progress import ProgressPrinter
-from k2_megatron.train.run_folder import RunFolder
 from k2_megatron.train.session import Session, build_session
 from k2_megatron.train.state import resume_session, save_session
 from k2_megatron.train.step import evaluate, train_step
@@ -67,9 +68,12 @@ def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: Sto
     """
     resolve_world(config, ranks.world_size)
     platform.check(config)
-    data_order = check_text(config, verify_index=ranks.rank == 0)
+    data_order = check_text(config, verify_index=False)
     folder = check_run_folder(config)  # before any rank can have saved
     with process_group(platform, ranks, timeout_seconds=config.run.distributed_timeout_seconds):
+        if ranks.rank == 0:
+            print(platform.describe())
+        agree(lambda: check_text(config, verify_index=ranks.rank == 0))
         session = build_session(config, platform, ranks.world_size)
         run = Run(
             session=session,
@@ -86,7 +90,6 @@ def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: Sto
 def _train(run: Run) -> int:
     """Resume where the run stands, train to its end, and leave its curves."""
     session, say = run.session, run.say
-    say(session.platform.describe())
     say(f"layout: {session.topology}, {session.sizes.num_microbatches} micro-batches a step")
     start, warnings = resume_session(session, run.folder, run.data_order)
     for warning in warnings:
@@ -96,7 +99,7 @@ def _train(run: Run) -> int:
     if session.topology.rank == 0:
         run.folder.start(session.config)
     try:
-        run.callbacks.on_train_start(start)
+        agree(lambda: run.callbacks.on_train_start(start))
         code = _loop(run, start)
         run.callbacks.on_train_end()
     finally:

@@ -184,6 +184,12 @@ CASES = [
         "later in the schedule with overlap only",
     ),
     (
+        "refuse_context_parallelism_in_fp32",
+        ["CP=2", "precision.dtype=fp32"],
+        "given 2 with precision.dtype fp32 (=precision.dtype); allowed: 1; Transformer Engine's "
+        "attention over divided sequences takes bf16 alone",
+    ),
+    (
         "refuse_batch_that_no_process_count_fits",
         ["GBS=3", "EP=2"],
         "given 3 with MBS 1 (default), TP 1 (default), PP 1 (default), VPP null (default), "

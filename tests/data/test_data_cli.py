@@ -52,7 +52,7 @@ def test_if_missing_does_nothing_only_where_a_fitting_whole_output_is(
     (tmp_path / "a.txt").unlink()
     capsys.readouterr()
     assert run(*arguments) == 0
-    assert "c.bin, .idx, .json exists already\n" in capsys.readouterr().out
+    assert "c.bin, .idx, .json exist already\n" in capsys.readouterr().out
     assert (tmp_path / "c.bin").stat().st_mtime_ns == before
     metadata = (tmp_path / "c.json").read_text()
     (tmp_path / "c.json").write_text(metadata.replace('"fingerprint": "', '"fingerprint": "0'))
@@ -70,9 +70,9 @@ def test_if_missing_does_nothing_only_where_a_fitting_whole_output_is(
         (["IN", "--python-stdlib"], "give either INPUT files and folders, or --python-stdlib"),
         (["IN", "--suffix", ".txt"], "--suffix has no effect: no INPUT is a folder"),
         (["IN", "--json-key", "t"], "--json-key t has no effect: no INPUT is a JSONL file"),
-        (["IN", "--eod", "x"], "option eod='x' has no effect on type 'byte'"),
+        (["IN", "--eod", "x"], "--eod x has no effect with --tokenizer byte"),
         (["IN", "--workers", "0"], "workers: 0; allowed: 1 or more"),
-        (["IN", "--tokenizer", "tiktoken"], "tokenizer type 'tiktoken' needs the path of its file"),
+        (["IN", "--tokenizer", "tiktoken"], "--tokenizer tiktoken needs its file: --tok"),
     ],
 )
 def test_refusals(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -159,9 +160,30 @@ def test_split_is_by_documents_and_rounded(make_corpus: MakeCorpus) -> None:
         ({"valid_samples": -1}, "valid_samples: -1; allowed: 0.."),
         ({"valid_fraction": 1.0}, "valid_fraction: 1.0; allowed: 0 or more and below 1"),
         ({"valid_fraction": 0.0}, "valid_fraction: 0 holds out no document, but 5 validation"),
-        ({"valid_fraction": 0.01}, "0.01 of 30 documents holds out none; allowed: at least 0.033"),
-        ({"seq_length": 2000}, "c: its train part has 1107 tokens in 27 documents.* needs 2001$"),
-        ({"seq_length": 123}, "its valid part has 123 tokens in 3 documents.*124; a larger valid_"),
+        (
+            {"valid_fraction": 0.01},
+            "c: data.valid_fraction 0.01 of 30 documents holds out none; allowed: at least 0.0167 ",
+        ),
+        (
+            {"seq_length": 2000},
+            "c: its train part has 1107 tokens in 27 documents.* needs 2001;"
+            " data.valid_fraction holds out the other 3$",
+        ),
+        (
+            {"valid_fraction": 0.99},
+            "c: its train part has 0 tokens in 0 documents.*; data.valid_fraction holds out the"
+            " other 30$",
+        ),
+        (
+            {"seq_length": 123},
+            "its valid part has 123 tokens in 3 documents.* needs 124; data.valid_fraction:"
+            " allowed: at least 0.117 for this corpus",
+        ),
+        (
+            {"seq_length": 700},
+            "its valid part has 123 tokens.*; data.valid_fraction: allowed: none; with seq_length"
+            " 700 this corpus is too small for a training and a validation part",
+        ),
     ],
 )
 def test_refusals(change: dict[str, object], message: str, make_corpus: MakeCorpus) -> None:
@@ -176,6 +198,21 @@ def test_refusals(change: dict[str, object], message: str, make_corpus: MakeCorp
     }
     with pytest.raises(DataError, match=message):
         plan_order(corpora, **(arguments | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_documents", [3, 8, 30, 40, 1759])
+def test_allowed_valid_fraction_is_the_smallest_of_three_digits(
+    num_documents: int, make_corpus: MakeCorpus
+) -> None:
+    prefix = make_corpus("c", num_documents=num_documents, num_characters=40).prefix
+    arguments = {"seq_length": 16, "seed": 1, "train_samples": 1, "valid_samples": 1}
+    with pytest.raises(DataError) as caught:
+        plan_order([(prefix, 1.0)], valid_fraction=1e-6, **arguments)
+    (text,) = re.findall(r"allowed: at least (0\.0*[1-9]\d{0,2}) for", str(caught.value))
+    plan_order([(prefix, 1.0)], valid_fraction=float(text), **arguments)
+    digit = 10.0 ** (math.floor(math.log10(float(text))) - 2)
+    with pytest.raises(DataError, match="holds out none"):
+        plan_order([(prefix, 1.0)], valid_fraction=float(text) - digit, **arguments)
 
 
 def test_corpus_given_twice(numbered: str) -> None:

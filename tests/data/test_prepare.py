@@ -123,9 +123,13 @@ def test_progress_counts_up_to_the_size_of_the_inputs(tmp_path: Path) -> None:
     ("line", "message"),
     [
         (b'{"text": "x"', r"in\.jsonl, line 3: not valid JSON \(Expecting ',' delimiter at char"),
-        (b'["x"]', r"in\.jsonl, line 3: a list; allowed: a JSON object with the key 'text'"),
+        (b'["x"]', r"in\.jsonl, line 3: an array; allowed: a JSON object with the key 'text'"),
         (b'{"b": 1, "a": 2}', r"line 3: no key 'text'; the keys are \['a', 'b'\]; .*--json-key"),
-        (b'{"text": 7}', r"in\.jsonl, line 3: key 'text' holds a int; allowed: text"),
+        (b'{"text": 7}', r"in\.jsonl, line 3: key 'text' holds an integer; allowed: text"),
+        (b'{"text": null}', r"line 3: key 'text' holds null; allowed: text"),
+        (b'{"text": [1.5]}', r"line 3: key 'text' holds an array; allowed: text"),
+        (b'{"text": "x', r"3: not valid JSON \(Unterminated string starting at character 10\)"),
+        (b'{"text": "x\r', r"3: not valid JSON \(Unterminated string starting at character 10\)"),
         (b'{"text": "\xff"}', r"line 3: not valid UTF-8 \(invalid start byte at byte 10\)"),
         (b'{"text": "a\\ud800"}', r"line 3: key 'text' holds half a surrogate pair at character 2"),
         (b"[" * 100_000, r"in\.jsonl, line 3: (JSON nested too deeply|not valid JSON)"),
@@ -174,9 +178,7 @@ def test_existing_output_is_refused_or_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     prepare([tmp_path / "a.txt"], tmp_path / "c", BYTE)
     (tmp_path / "a.txt").write_text("new")
-    with pytest.raises(
-        DataError, match=r"c\.bin, .*c\.idx, .*c\.json: exists already; .*--overwri"
-    ):
+    with pytest.raises(DataError, match=r"c\.bin, .*c\.idx, .*c\.json exist already; .*--overwri"):
         prepare([tmp_path / "a.txt"], tmp_path / "c", BYTE)
     assert documents_of(tmp_path / "c") == ["old"]
     prepare([tmp_path / "a.txt"], tmp_path / "c", BYTE, overwrite=True)

@@ -55,11 +55,15 @@ def assert_equals_one_process(
         overrides=[*layout.overrides(), *model, *engine],
         num_steps=NUM_STEPS,
     )
+    routers = [key for key in one["shapes"] if key.endswith(".router")]
+    assert len(one["biases"]) == len(one["loads"]) == len(routers)
+    assert {layer for result in ranks for layer in result["biases"]} == one["biases"].keys()
     for result in ranks:
         assert result["losses"] == pytest.approx(one["losses"], rel=2e-6)
         assert result["grad_norms"] == pytest.approx(one["grad_norms"], rel=1e-5)
-        for layer, bias in result["biases"].items():
-            assert bias == one["biases"][layer]
+        for name in ("biases", "loads"):
+            for layer, values in result[name].items():
+                assert values == one[name][layer], f"{name} of layer {layer}"
     initial = assemble([result["initial"] for result in ranks], one["shapes"])
     for key, matrix in one["initial"].items():
         assert torch.equal(initial[key], matrix), f"{key} begins with other values"

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from k2_megatron.parallel.flat_shards import flat_shards
 from k2_megatron.parallel.geometry import ParameterGeometry
+from k2_megatron.parallel.optimizer import StepResult
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
@@ -19,7 +20,7 @@ from k2_megatron.config.resolve import resolve
 from k2_megatron.model import build as build_module
 from k2_megatron.model.build import Model
 from k2_megatron.platform.select import current_platform
-from k2_megatron.train.run_folder import RunFolder
+from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.session import Session, build_session
 from k2_megatron.train.state import resume_session, save_session
 from k2_megatron.train.step import StepOutcome, evaluate, train_step
@@ -105,15 +106,20 @@ def router_biases(session: Session) -> dict[int, list[float]]:
 
 
 def train(config_path: str, overrides: list[str], num_steps: int) -> dict[str, Any]:
-    """First-step gradients, all losses and norms, and the parameters after some steps.
-
-    The gradients are those before clipping: the optimizer scales its own copies.
-    """
+    """First-step gradients before clipping, losses and norms, and parameters after some steps."""
     session = build(config_path, overrides)
     initial = parameters(session.model)
-    outcomes = steps(session, 1, 1)
-    first_gradients = gradients(session.model)
-    outcomes += steps(session, 2, num_steps)
+    first_gradients: list[Rectangle] = []
+    optimizer_step = session.optimizer.step
+
+    def step_seen() -> StepResult:
+        """Clipping scales the buckets in place (distrib_optimizer.py:2419): look before it."""
+        first_gradients.extend(gradients(session.model))
+        session.optimizer.step = optimizer_step  # type: ignore[method-assign]
+        return optimizer_step()
+
+    session.optimizer.step = step_seen  # type: ignore[method-assign]
+    outcomes = steps(session, 1, num_steps)
     return {
         "initial": initial,
         "gradients": first_gradients,
@@ -129,17 +135,19 @@ def train(config_path: str, overrides: list[str], num_steps: int) -> dict[str, A
 
 
 def train_and_save(
-    config_path: str, overrides: list[str], first: int, last: int, save: bool
+    config_path: str, overrides: list[str], first: int, last: int, save_after: int | None
 ) -> dict[str, Any]:
-    """Train from `first` (after a resume, if it is not 1) to `last`; save at the end if asked."""
+    """Train from `first` (after a resume, if it is not 1) to `last`; save after a step if asked."""
     session = build(config_path, overrides)
     folder = RunFolder.of(session.config)
     if first > 1:
         resumed, warnings = resume_session(session, folder, "the data order")
         assert (resumed, warnings) == (first - 1, [])
-    outcomes = steps(session, first, last)
-    if save:
-        save_session(session, folder, last, "the data order")
+    outcomes = []
+    for step in range(first, last + 1):
+        outcomes += steps(session, step, step)
+        if step == save_after:
+            save_session(session, folder, step, "the data order")
     return {
         "losses": [outcome.loss for outcome in outcomes],
         "parameters": parameters(session.model),

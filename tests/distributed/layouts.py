@@ -51,8 +51,8 @@ class Layout:
 def all_layouts(world_size: int, *, num_layers: int, num_experts: int) -> Iterator[Layout]:
     """Every layout of `world_size` processes over TP, PP, VPP, EP, ETP and DP.
 
-    Bound: powers of two; TP at most 4; PP x VPP at most `num_layers`; VPP 1 or 2; ETP 1 or TP.
-    ETP 1 without EP at TP > 1 is left out, since validation refuses it.
+    Bound: powers of two; TP at most 4; PP x VPP at most `num_layers`; VPP 1 or 2; ETP any size
+    with EP, up to 4 ranks, and 1 or TP on 8. Without EP validation asks for ETP = TP.
     """
     sizes = [size for size in (1, 2, 4, 8) if world_size % size == 0]
     for tp in sizes:
@@ -63,9 +63,9 @@ def all_layouts(world_size: int, *, num_layers: int, num_experts: int) -> Iterat
                 if vpp > 1 and (pp == 1 or pp * vpp > num_layers):
                     continue
                 for ep in sizes:
-                    for etp in sorted({1, tp}):
-                        if world_size % (pp * ep * etp) or num_experts % ep:
+                    for etp in sizes:
+                        if world_size % (pp * ep * etp) or num_experts % ep or etp > 4:
                             continue
-                        if tp > 1 and ep == 1 and etp == 1:
+                        if etp != tp and (ep == 1 or (world_size == 8 and etp > 1)):
                             continue
                         yield Layout(world_size=world_size, tp=tp, pp=pp, vpp=vpp, ep=ep, etp=etp)

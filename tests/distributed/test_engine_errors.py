@@ -86,6 +86,7 @@ def test_bf16_cannot_count_tokens() -> None:
     routed = 8 * 200 * 2
     for mend, exact in (("", True), ("router state in fp32", False)):
         loads = run(overrides, 1, mend=mend)[0]["loads"]
+        assert len(loads) == 4
         assert all((sum(load) == routed) == exact for load in loads.values()), (mend, loads)
 
 

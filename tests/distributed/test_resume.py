@@ -10,40 +10,69 @@ import pytest
 import torch
 
 from tests.distributed.harness import run_ranks
-from tests.distributed.layouts import Layout
+from tests.distributed.layouts import Layout, all_layouts
 
 CONFIG = str(Path(__file__).with_name("small.yaml"))
 
-LAYOUTS = [
-    Layout(world_size=1),
-    Layout(world_size=2),
-    Layout(world_size=2, pp=2, vpp=2),
-    Layout(world_size=2, tp=2, ep=2),
-    Layout(world_size=4, pp=2, ep=2),
+OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
+# Every layout of 2 ranks, every third of 4, a few of 8, and overlapped communication.
+CASES = [
+    (layout, ())
+    for layout in (
+        Layout(world_size=1),
+        *all_layouts(2, num_layers=5, num_experts=8),
+        *list(all_layouts(4, num_layers=5, num_experts=8))[::3],
+        Layout(world_size=8, tp=2, pp=2, ep=2, etp=2),
+        Layout(world_size=8, pp=2, vpp=2, ep=2),
+    )
+] + [
+    (Layout(world_size=2), OVERLAP),
+    (Layout(world_size=2, ep=2), OVERLAP),
+    (Layout(world_size=4, pp=2, vpp=2), OVERLAP),
+    (Layout(world_size=2), ("precision.dtype=bf16",)),
+    (Layout(world_size=2, pp=2, vpp=2), ("precision.dtype=bf16",)),
+    (Layout(world_size=4, pp=2, ep=2), ("precision.dtype=bf16", *OVERLAP)),
 ]
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_resume_equals_not_stopping(layout: Layout, dtype: str, tmp_path: Path) -> None:
-    options = {
+@pytest.mark.parametrize(("layout", "options"), CASES, ids=str)
+def test_resume_equals_not_stopping(
+    layout: Layout, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Saving in the middle changes nothing either: the first run goes on after it."""
+    job = {
         "config_path": CONFIG,
         "overrides": [
             *layout.overrides(),
-            f"precision.dtype={dtype}",
+            *options,
             f"run.folder={tmp_path}",
             # The default, with which a wrong step count of AdamW shows most.
             "optimizer.adam_eps=1.0e-8",
         ],
     }
-    whole = run_ranks("train_and_save", layout.world_size, first=1, last=6, save=False, **options)
-    run_ranks("train_and_save", layout.world_size, first=1, last=3, save=True, **options)
-    resumed = run_ranks("train_and_save", layout.world_size, first=4, last=6, save=False, **options)
-    for one, other in zip(whole, resumed, strict=True):
-        assert one["losses"][3:] == other["losses"]
-        assert one["biases"] == other["biases"]
-        for (key, rows, cols, values), again in zip(
-            one["parameters"], other["parameters"], strict=True
-        ):
-            assert (key, rows, cols) == again[:3]
-            assert torch.equal(values, again[3]), f"{key} {rows} {cols}"
+    size = layout.world_size
+    plain = run_ranks("train_and_save", size, first=1, last=6, save_after=None, **job)
+    saving = run_ranks("train_and_save", size, first=1, last=6, save_after=3, **job)
+    resumed = run_ranks("train_and_save", size, first=4, last=6, save_after=None, **job)
+    for one, two, three in zip(plain, saving, resumed, strict=True):
+        assert one["losses"] == two["losses"]
+        assert one["losses"][3:] == three["losses"]
+        for other in (two, three):
+            assert one["biases"] == other["biases"]
+            for (key, rows, cols, values), again in zip(
+                one["parameters"], other["parameters"], strict=True
+            ):
+                assert (key, rows, cols) == again[:3]
+                assert torch.equal(values, again[3]), f"{key} {rows} {cols}"
+
+
+def test_what_only_steers_training_may_change_on_resume(tmp_path: Path) -> None:
+    """Annealing freezes the router bias in a run that goes on."""
+    job = {"config_path": CONFIG, "save_after": 1}
+    place = [f"run.folder={tmp_path}"]
+    run_ranks("train_and_save", 1, first=1, last=1, overrides=place, **job)
+    frozen = [*place, "model.moe_router_bias_update_rate=0.0"]
+    (before,) = run_ranks("train_and_save", 1, first=2, last=1, overrides=frozen, **job)
+    (after,) = run_ranks("train_and_save", 1, first=2, last=2, overrides=frozen, **job)
+    assert any(any(bias) for bias in before["biases"].values())
+    assert before["biases"] == after["biases"]

@@ -29,6 +29,7 @@ def test_a_non_finite_gradient_skips_the_step_and_the_router_bias(layout: Layout
 
 def test_router_bias_follows_the_centred_rule() -> None:
     (result,) = run_ranks("train", 1, config_path=CONFIG, overrides=[], num_steps=1)
+    assert list(result["loads"]) == [1, 2, 3, 4]
     for layer, loads in result["loads"].items():
         mean = sum(loads) / len(loads)
         signs = [(mean > load) - (mean < load) for load in loads]
@@ -37,12 +38,25 @@ def test_router_bias_follows_the_centred_rule() -> None:
         assert result["biases"][layer] == pytest.approx(expected, abs=1e-9)
 
 
+OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
+EXPERT_OVERLAP = ("parallel.overlap_moe_expert_parallel_comm=true", "precision.dtype=bf16")
+
+
 @pytest.mark.parametrize(
-    "layout", [Layout(world_size=1), Layout(world_size=2, pp=2, vpp=2)], ids=str
+    ("layout", "engine"),
+    [
+        (Layout(world_size=1), ()),
+        (Layout(world_size=2, pp=2, vpp=2), ()),
+        (Layout(world_size=2), OVERLAP),
+        (Layout(world_size=4, pp=2, vpp=2), OVERLAP),
+        (Layout(world_size=2, ep=2), EXPERT_OVERLAP),
+        (Layout(world_size=4, pp=2, vpp=2, ep=2), EXPERT_OVERLAP),
+    ],
+    ids=str,
 )
-def test_evaluation_between_steps_changes_nothing(layout: Layout) -> None:
+def test_evaluation_between_steps_changes_nothing(layout: Layout, engine: tuple[str, ...]) -> None:
     """Neither the training losses nor the token counts of the router see held-out text."""
-    options = {"config_path": CONFIG, "overrides": layout.overrides()}
+    options = {"config_path": CONFIG, "overrides": [*layout.overrides(), *engine]}
     plain = run_ranks("train_with_evaluation", layout.world_size, evaluations=0, **options)
     mixed = run_ranks("train_with_evaluation", layout.world_size, evaluations=2, **options)
     for one, other in zip(plain, mixed, strict=True):
