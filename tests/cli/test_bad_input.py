@@ -66,7 +66,7 @@ def test_missing_corpus(place):
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
 def test_missing_data_file(own_place, suffix):
     (own_place / "corpus" / f"bytes{suffix}").unlink()
-    _refused(own_place, texts=[f"corpus/bytes{suffix}: No such file or directory"])
+    _refused(own_place, texts=[f"corpus/bytes{suffix}: no such file; `k2-megatron data prepare`"])
 
 
 def test_truncated_data_file(own_place):
@@ -84,7 +84,7 @@ def test_vocabulary_smaller_than_the_data(place):
 
 
 def test_too_little_to_validate(place):
-    texts = ["valid_fraction 0.001 of 40 documents holds out none", "at least 0.025"]
+    texts = ["data.valid_fraction 0.001 of 40 documents holds out none", "at least 0.0126"]
     _refused(place, "--set=data.valid_fraction=0.001", texts=texts)
 
 
@@ -92,11 +92,27 @@ def test_context_parallelism_on_a_cpu(place):
     _refused(
         place,
         "--set=parallel.context_parallel_size=2",
+        "--set=precision.dtype=bf16",
         texts=[
             "parallel.context_parallel_size: given 2; allowed on a CPU: 1",
             "whole sequences",
             "Transformer Engine on a GPU",
         ],
+    )
+
+
+def test_delayed_weight_gradients_on_a_cpu(place):
+    options = (
+        "parallel.delay_wgrad_compute=true",
+        "parallel.overlap_moe_expert_parallel_comm=true",
+        "parallel.expert_model_parallel_size=2",
+        "parallel.pipeline_model_parallel_size=1",
+        "precision.dtype=bf16",
+    )
+    _refused(
+        place,
+        *(f"--set={option}" for option in options),
+        texts=["parallel.delay_wgrad_compute: given true; allowed on a CPU: false"],
     )
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_torchrun_variables():
 
 
 def test_slurm_variables():
-    assert launched_rank(SRUN) == SIXTH
+    assert launched_rank(SRUN) == replace(SIXTH, sees_own_device=True)
 
 
 def test_an_allocation_without_srun_is_no_launcher():
@@ -123,3 +124,14 @@ def test_more_ranks_than_gpus():
         check_local_ranks(4, 1)
     with pytest.raises(TopologyError, match="which has 8 GPUs; allowed: at most 8, one for each"):
         check_local_ranks(9, 8)
+
+
+def test_a_slurm_task_that_sees_one_gpu_takes_it():
+    """--gpus-per-task and --gpu-bind hide the other tasks' GPUs."""
+    under_slurm, under_torchrun = launched_rank(SRUN), launched_rank(TORCHRUN)
+    assert under_slurm.local_rank == 1
+    assert under_slurm.device_index(1) == 0
+    assert under_slurm.device_index(8) == 1
+    assert under_slurm.device_index(None) == 1
+    with pytest.raises(TopologyError, match="2 ranks on this machine, which has 1 GPU"):
+        under_torchrun.device_index(1)

@@ -13,6 +13,7 @@ from k2_megatron.config.loader import load_config
 from tests.cli.commands import CONFIG, k2
 
 REQUIRED = {"step", "loss", "lr", "grad_norm", "skipped", "tokens", "consumed_tokens"}
+REQUIRED |= {"expert_imbalance", "expert_imbalance_max", "expert_bias_range"}
 # Times differ from run to run; all else is decided by the configuration.
 TIMES = ("step_seconds", "tokens_per_second", "tflops_per_device")
 
@@ -43,7 +44,8 @@ def test_tensorboard_has_every_step(whole_run):
     _, run = whole_run
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 9))
-    assert [event.step for event in events.Scalars("loss/valid")] == [4, 8]
+    before_training = 0
+    assert [event.step for event in events.Scalars("loss/valid")] == [before_training, 4, 8]
 
 
 def test_curves_and_checkpoints_are_there(whole_run):
@@ -61,11 +63,14 @@ def test_output_is_a_line_a_step_and_nothing_else(whole_run):
     done, run = whole_run
     assert done.err == ""
     lines = done.out.splitlines()
-    assert [line.split(" |")[0] for line in lines[2:10]] == [f"step {n}/8" for n in range(1, 9)]
-    assert len(lines) == 12
     assert "pp2" in lines[1]
-    assert lines[10] == "step 8 of 8 is done: runs/whole/checkpoints"
-    assert lines[11].startswith("curves: tensorboard --logdir runs/whole/tensorboard")
+    assert lines[2].startswith("before training: valid ")
+    assert [line.split(" |")[0] for line in lines[3:11]] == [f"step {n}/8" for n in range(1, 9)]
+    assert lines[11:] == [
+        "step 8 of 8 is done: runs/whole/checkpoints",
+        "curves: tensorboard --logdir runs/whole/tensorboard",
+        "picture: runs/whole/curves.png",
+    ]
     assert (run / "logs" / "rank_00001.log").read_text() == ""
 
 
