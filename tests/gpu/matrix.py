@@ -37,6 +37,7 @@ class Row:
     name: str
     dtype: str
     loss_error: float
+    norm_error: float
     worst_error: float
     worst_key: str
     bit_equal: str
@@ -47,6 +48,7 @@ class Row:
         """Within the bounds, and bit-equal where it must be."""
         bounded = (
             self.loss_error <= LOSS_BOUND[self.dtype]
+            and self.norm_error <= GRADIENT_BOUND[self.dtype]
             and self.worst_error <= GRADIENT_BOUND[self.dtype]
         )
         return not self.failure and bounded and self.bit_equal != "NO"
@@ -56,8 +58,9 @@ class Row:
         if self.failure:
             return f"{verdict} {self.name:34s} {self.failure}"
         return (
-            f"{verdict} {self.name:34s} {self.dtype} loss {self.loss_error:.1e}  gradients "
-            f"{self.worst_error:.1e} ({self.worst_key})  bit-equal {self.bit_equal}"
+            f"{verdict} {self.name:34s} {self.dtype} loss {self.loss_error:.1e}  norm "
+            f"{self.norm_error:.1e}  gradients {self.worst_error:.1e} ({self.worst_key})  "
+            f"bit-equal {self.bit_equal}"
         )
 
 
@@ -83,25 +86,26 @@ def _compare(case: Case, results: dict[str, list[Any]]) -> Row:
     dtype = "fp32" if FP32 in case.options else "bf16"
     one = results[case.reference][0]
     if isinstance(one, str):
-        return Row(case.name, dtype, 0, 0, "", "-", f"its reference failed: {one[:3000]}")
+        return Row(case.name, dtype, 0, 0, 0, "", "-", f"its reference failed: {one[:3000]}")
     right = assemble([one["gradients"]], one["shapes"])
     ranks = results[case.name]
     failed = [result for result in ranks if isinstance(result, str)]
     if failed:
-        return Row(case.name, dtype, 0, 0, "", "-", failed[0][:3000])
+        return Row(case.name, dtype, 0, 0, 0, "", "-", failed[0][:3000])
     try:
         found = assemble([result["gradients"] for result in ranks], one["shapes"])
         assemble([result["parameters"] for result in ranks], one["shapes"])
     except AssertionError as error:
-        return Row(case.name, dtype, 0, 0, "", "-", str(error))
+        return Row(case.name, dtype, 0, 0, 0, "", "-", str(error))
     errors = {
         key: float((found[key] - matrix).norm() / matrix.norm().clamp(min=1e-12))
         for key, matrix in right.items()
     }
     worst = max(errors, key=lambda key: errors[key])
     loss_error = abs(ranks[0]["losses"][0] / one["losses"][0] - 1)
+    norm_error = abs(ranks[0]["grad_norms"][0] / one["grad_norms"][0] - 1)
     same = "-" if case.same_as is None else _bit_equal(ranks, results[case.same_as])
-    return Row(case.name, dtype, loss_error, errors[worst], worst, same)
+    return Row(case.name, dtype, loss_error, norm_error, errors[worst], worst, same)
 
 
 def _bit_equal(ranks: list[Any], others: list[Any]) -> str:
