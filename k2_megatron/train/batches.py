@@ -20,18 +20,14 @@ from k2_megatron.train.session import Session
 Batch = dict[str, torch.Tensor]
 
 
-def check_text(config: Config, *, verify_index: bool) -> str:
+def check_text(config: Config) -> str:
     """Open and check every corpus before anything expensive; the fingerprint of the data order.
-
-    Args:
-        verify_index: also read every index file, 20 bytes a document.
 
     Raises:
         DataError: a file is missing, truncated or does not fit the model.
     """
     request = DataRequest.of(config)
-    paths = [path for path, _ in request.corpora]
-    check_corpora(paths, config.model.vocab_size, verify_index=verify_index)
+    check_corpora(_paths(request), config.model.vocab_size, verify_index=False)
     return data_fingerprint(
         request.corpora,
         seq_length=request.seq_length,
@@ -39,6 +35,20 @@ def check_text(config: Config, *, verify_index: bool) -> str:
         train_samples=request.train_samples,
         valid_fraction=request.valid_fraction,
     )
+
+
+def verify_text(config: Config) -> None:
+    """Also read every index file, 20 bytes a document: once a run, on one rank.
+
+    Raises:
+        DataError: an index is not the one that was written.
+    """
+    request = DataRequest.of(config)
+    check_corpora(_paths(request), config.model.vocab_size)
+
+
+def _paths(request: DataRequest) -> list[str]:
+    return [path for path, _ in request.corpora]
 
 
 class Text:

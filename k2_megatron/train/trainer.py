@@ -17,7 +17,7 @@ from k2_megatron.launch.ranks import RankInfo
 from k2_megatron.launch.signals import StopSignals
 from k2_megatron.platform.base import Platform
 from k2_megatron.run_folder import RunFolder
-from k2_megatron.train.batches import Text, check_text
+from k2_megatron.train.batches import Text, check_text, verify_text
 from k2_megatron.train.callbacks import Callback, CallbackList
 from k2_megatron.train.curves import CurvesWriter
 from k2_megatron.train.device_monitor import DeviceMonitor
@@ -68,12 +68,12 @@ def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: Sto
     """
     resolve_world(config, ranks.world_size)
     platform.check(config)
-    data_order = check_text(config, verify_index=False)
+    data_order = check_text(config)
     folder = check_run_folder(config)  # before any rank can have saved
     with process_group(platform, ranks, timeout_seconds=config.run.distributed_timeout_seconds):
         if ranks.rank == 0:
             print(platform.describe())
-        agree(lambda: check_text(config, verify_index=ranks.rank == 0))
+        agree(lambda: verify_text(config) if ranks.rank == 0 else None)
         session = build_session(config, platform, ranks.world_size)
         run = Run(
             session=session,
