@@ -26,6 +26,11 @@ class DataRequest:
     valid_samples: int
     valid_fraction: float
 
+    @property
+    def paths(self) -> list[str]:
+        """The prefixes of the corpora."""
+        return [path for path, _ in self.corpora]
+
     @staticmethod
     def of(config: Config) -> DataRequest:
         """The request of a configuration."""

@@ -22,8 +22,7 @@ def check_data(config: Config) -> None:
         DataError: they are not.
     """
     request = DataRequest.of(config)
-    paths = [path for path, _ in request.corpora]
-    check_corpora(paths, config.model.vocab_size, verify_index=False)
+    check_corpora(request.paths, config.model.vocab_size, verify_index=False)
     plan_order(
         request.corpora,
         seq_length=request.seq_length,

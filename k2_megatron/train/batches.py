@@ -27,7 +27,7 @@ def check_text(config: Config) -> str:
         DataError: a file is missing, truncated or does not fit the model.
     """
     request = DataRequest.of(config)
-    check_corpora(_paths(request), config.model.vocab_size, verify_index=False)
+    check_corpora(request.paths, config.model.vocab_size, verify_index=False)
     return data_fingerprint(
         request.corpora,
         seq_length=request.seq_length,
@@ -43,12 +43,7 @@ def verify_text(config: Config) -> None:
     Raises:
         DataError: an index is not the one that was written.
     """
-    request = DataRequest.of(config)
-    check_corpora(_paths(request), config.model.vocab_size)
-
-
-def _paths(request: DataRequest) -> list[str]:
-    return [path for path, _ in request.corpora]
+    check_corpora(DataRequest.of(config).paths, config.model.vocab_size)
 
 
 class Text:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from k2_megatron.checkpoint.folder import Saved
-from k2_megatron.checkpoint.manifest import read_manifest
+from k2_megatron.checkpoint.manifest import rank_file_name, read_manifest
+from k2_megatron.checkpoint.rank_file import read_rank_file
 from k2_megatron.checkpoint.ranks import Ranks
-from k2_megatron.checkpoint.resume import find_resumable, load
+from k2_megatron.checkpoint.resume import find_resumable
 from k2_megatron.checkpoint.saving import save
 from k2_megatron.errors import CheckpointError
 from k2_megatron.parallel import megatron_state
@@ -92,7 +93,8 @@ def resume_session(session: Session, folder: RunFolder, fingerprint: str) -> tup
     path, payload = found.path, dict[str, Any]()
 
     def read() -> None:
-        payload.update(load(path, rank=rank, world_size=world_size, layout=layout))
+        # find_resumable has just verified this file: hashing it again would double the start.
+        payload.update(read_rank_file(path / rank_file_name(rank)))
 
     Ranks(rank, world_size).together(f"loading {path}", read)
     _restore(session, payload)
