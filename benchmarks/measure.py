@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +47,13 @@ def add_slice_arguments(parser: argparse.ArgumentParser) -> None:
     for name, value in (("layers", 2), ("tp", 1), ("pp", 1), ("vpp", 1), ("ep", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--micro-batches", type=int, default=4, help="of each data-parallel rank")
-    parser.add_argument("--steps", type=int, default=6, help="measured, after two that are not")
+    parser.add_argument("--steps", type=int, default=6, help="measured, after three that are not")
+
+
+def wait_for_turn() -> None:
+    """Return when slice.py says so, or at once where nobody started this side in turns."""
+    if "BENCHMARK_IN_TURNS" in os.environ:
+        sys.stdin.readline()
 
 
 def measure(
@@ -60,18 +68,21 @@ def measure(
     size = (args.micro_batches, 1, SEQ_LENGTH)
     batches = list(torch.randint(VOCAB_SIZE, size, generator=generator).cuda())
     resident = torch.cuda.memory_allocated()
-    seconds = []
-    for index in range(args.steps + 2):
+    seconds, launches = [], []
+    for index in range(args.steps + 3):
         torch.cuda.synchronize()
         dist.barrier()
         began = time.perf_counter()
         step(batches)
+        launched = time.perf_counter() - began
         torch.cuda.synchronize()
-        if index >= 2:
+        if index >= 3:
             seconds.append(time.perf_counter() - began)
+            launches.append(launched)
     data_size = dist.get_world_size() // (shape.tp * shape.pp)
     return {
         "seconds": statistics.median(seconds),
+        "launch_seconds": statistics.median(launches),
         "tokens": data_size * args.micro_batches * SEQ_LENGTH,
         "resident_gib": resident / 2**30,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,

@@ -1,21 +1,25 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Forward and backward of a K2 slice with k2_megatron; --step times the whole training step."""
+"""A K2 slice with k2_megatron: forward and backward, or the whole training step."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from measure import SEQ_LENGTH, VOCAB_SIZE, Slice, add_slice_arguments, measure
+from measure import SEQ_LENGTH, VOCAB_SIZE, Slice, add_slice_arguments, measure, wait_for_turn
 
 from k2_megatron.config.loader import load_config
 from k2_megatron.platform.select import current_platform
-from k2_megatron.train.session import Session
+
+if TYPE_CHECKING:
+    from k2_megatron.train.session import Session
 
 CONFIG = Path(__file__).parents[1] / "examples" / "configs" / "k2-slice-h100.yaml"
 
@@ -39,20 +43,44 @@ def build(args: argparse.Namespace) -> Session:
     given = [f"{key}={value}" for key, value in overrides.items()]
     config = load_config(CONFIG, [*given, *args.overrides])
     platform = current_platform()
-    platform.prepare(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(platform.backend, **platform.process_group_options())
     from k2_megatron.train.session import build_session
 
+    if not dist.is_initialized():
+        wait_for_turn()
+        platform.prepare(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group(platform.backend, **platform.process_group_options())
     return build_session(config, platform, world_size)
 
 
 def main() -> None:
-    """Build, measure, print one JSON line on the last rank."""
+    """Build, measure, print one JSON line an optimizer on the last rank."""
     parser = argparse.ArgumentParser()
     add_slice_arguments(parser)
-    parser.add_argument("--step", action="store_true", help="with the optimizer")
+    parser.add_argument("--optimizers", default="none", help="none, adamw, muon: each in turn")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args()
+    given = args.overrides
+    for name in args.optimizers.split(","):
+        args.overrides = [*given, f"optimizer.type={'muonclip' if name == 'muon' else 'adamw'}"]
+        result = {"optimizer": name, **run(args, with_optimizer=name != "none")}
+        forget()
+        if dist.get_rank() == dist.get_world_size() - 1:
+            print(json.dumps(result))
+    dist.destroy_process_group()
+
+
+def forget() -> None:
+    """Free the last session's memory and groups."""
+    from k2_megatron.parallel import megatron_state
+
+    megatron_state.destroy()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+def run(args: argparse.Namespace, *, with_optimizer: bool) -> dict[str, Any]:
+    """Measure one session, and forget it."""
     session = build(args)
     from k2_megatron.train.step import forward_backward, train_step
 
@@ -72,17 +100,14 @@ def main() -> None:
             }
             for tokens in batches
         ]
-        if args.step:
+        if with_optimizer:
             train_step(session, ready, count)
             return
         for chunk in session.model.chunks:
             chunk.zero_grad_buffer()
         forward_backward(session, ready, forward_only=False)
 
-    result = measure(step, Slice.of(args), args)
-    if dist.get_rank() == dist.get_world_size() - 1:
-        print(json.dumps(result))
-    dist.destroy_process_group()
+    return measure(step, Slice.of(args), args)
 
 
 if __name__ == "__main__":

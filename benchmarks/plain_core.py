@@ -10,6 +10,7 @@ DistributedDataParallel, as a Megatron-LM script would do it.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from measure import SEQ_LENGTH, VOCAB_SIZE, Slice, add_slice_arguments, measure
+from measure import SEQ_LENGTH, VOCAB_SIZE, Slice, add_slice_arguments, measure, wait_for_turn
 
 
 def stand_in_for_apex() -> None:
@@ -38,16 +39,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     add_slice_arguments(parser)
     parser.add_argument("--recompute", default="", help="megatron-core's modules, comma-separated")
+    parser.add_argument("--optimizers", default="none", help="none, adamw, muon: each in turn")
     args = parser.parse_args()
     stand_in_for_apex()
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
-    shape = Slice.of(args)
 
     from megatron.core import parallel_state
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec  # noqa: F401
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+    wait_for_turn()
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
+    shape = Slice.of(args)
     parallel_state.initialize_model_parallel(
         shape.tp,
         shape.pp,
@@ -57,6 +61,7 @@ def main() -> None:
     )
     model_parallel_cuda_manual_seed(1)
     chunks = build_chunks(shape, [name for name in args.recompute.split(",") if name])
+    optimizer: Any = None
     positions = torch.arange(SEQ_LENGTH, device="cuda")[None]
     forward_backward = get_forward_backward_func()
 
@@ -77,22 +82,36 @@ def main() -> None:
             micro_batch_size=1,
             forward_only=False,
         )
+        if optimizer is not None:
+            optimizer.step()
 
-    result = measure(step, shape, args)
-    if dist.get_rank() == dist.get_world_size() - 1:
-        print(json.dumps(result))
+    from plain_optimizer import LoopOptimizer
+
+    for name in args.optimizers.split(","):
+        optimizer = None
+        gc.collect()
+        if name != "none":
+            optimizer = LoopOptimizer(chunks, muon=name == "muon")
+        result = {"optimizer": name, **measure(step, shape, args)}
+        if dist.get_rank() == dist.get_world_size() - 1:
+            print(json.dumps(result))
     dist.destroy_process_group()
 
 
 def build_chunks(shape: Slice, recompute: list[str]) -> list[Any]:
     """megatron-core's GPTModel chunks in its DistributedDataParallel."""
     from megatron.core import parallel_state
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.transformer.transformer_config import MLATransformerConfig
 
     config = MLATransformerConfig(
+        finalize_model_grads_func=finalize_model_grads,
         num_layers=shape.layers,
         hidden_size=7168,
         ffn_hidden_size=18432,

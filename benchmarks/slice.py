@@ -4,8 +4,10 @@
 
     python3 benchmarks/slice.py [--turns 2] [--gpus 1] [--layers 2] [--ep 1] [--pp 1] ...
 
-Each side is a process of its own, started alternately; the table has the median over turns of the
-median step. TFLOP/s by the formula of k2_megatron/planner/flops.py for both.
+Each side is a process of its own that measures in its turn (A B A B) and holds no GPU memory
+before it; all are started at once, because importing takes longer than measuring. The table has
+the median over turns of the median step. TFLOP/s by the formula of k2_megatron/planner/flops.py
+for both.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import socket
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,11 @@ from k2_megatron.config.presets import model_from_preset
 from k2_megatron.planner.flops import model_flops_per_token
 
 HERE = Path(__file__).parent
-SIDES = {
-    "plain megatron-core": ["plain_core.py"],
-    "k2_megatron": ["ours.py"],
-    "plain, recompute": ["plain_core.py", "--recompute", "layernorm,mla_up_proj,moe_act"],
-    "k2_megatron, whole step": ["ours.py", "--step"],
+SIDES = {"plain megatron-core": "plain_core.py", "k2_megatron": "ours.py"}
+OPTIMIZERS = {
+    "none": "forward and backward",
+    "adamw": "step with AdamW",
+    "muon": "step with Muon",
 }
 
 
@@ -42,9 +45,14 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     chosen = [list(SIDES)[int(index)] for index in args.sides.split(",")]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    for _ in range(args.turns):
-        for name in chosen:
-            results[name].append(run([*SIDES[name], *rest], args.gpus))
+    waiting = [
+        (name, start([*SIDES[name], *rest], args.gpus))
+        for _ in range(args.turns)
+        for name in chosen
+    ]
+    for name, ranks in waiting:
+        results[name].append(turn(name, ranks))
+        print(f"{name}: {1e3 * results[name][-1]['seconds']:.1f} ms", flush=True)
     layers, experts = option(rest, "--layers", 2), 24 * option(rest, "--ep", 1)
     model = model_from_preset(
         "kimi-k2",
@@ -55,20 +63,25 @@ def main() -> None:
     )
     flops = model_flops_per_token(model, 4096)
     print(f"command: python3 {' '.join(sys.argv)}")
+    device = next(iter(results.values()))[0]["device"]
     print(
-        f"machine: {results[chosen[0]][0]['device']} x {args.gpus}; torch {version('torch')}, "
+        f"machine: {device} x {args.gpus}; torch {version('torch')}, "
         f"megatron-core {version('megatron-core')}, "
         f"CUDA_DEVICE_MAX_CONNECTIONS={os.environ.get('CUDA_DEVICE_MAX_CONNECTIONS')}"
     )
-    print(f"{'':28s}{'ms':>9s}{'tok/s/GPU':>11s}{'TFLOP/s/GPU':>13s}{'peak GiB':>10s}  ms by turn")
-    for name in chosen:
-        runs = results[name]
+    print(
+        f"{'':44s}{'ms':>9s}{'tok/s/GPU':>11s}{'TFLOP/s/GPU':>13s}{'peak GiB':>10s}  "
+        "ms by turn (launched by the host)"
+    )
+    for (optimizer, side), runs in results.items():
         seconds = statistics.median(run["seconds"] for run in runs)
         rate = runs[0]["tokens"] / seconds / args.gpus
-        turns = " ".join(f"{1e3 * run['seconds']:.1f}" for run in runs)
+        turns = "  ".join(
+            f"{1e3 * run['seconds']:.1f} ({1e3 * run['launch_seconds']:.1f})" for run in runs
+        )
         print(
-            f"{name:28s}{1e3 * seconds:9.1f}{rate:11.0f}{rate * flops / 1e12:13.1f}"
-            f"{runs[0]['peak_gib']:10.1f}  {turns}"
+            f"{OPTIMIZERS[optimizer]:22s}{side:22s}{1e3 * seconds:9.1f}{rate:11.0f}"
+            f"{rate * flops / 1e12:13.1f}{runs[0]['peak_gib']:10.1f}  {turns}"
         )
 
 
@@ -77,8 +90,8 @@ def option(rest: list[str], name: str, default: int) -> int:
     return int(rest[rest.index(name) + 1]) if name in rest else default
 
 
-def run(arguments: list[str], num_gpus: int) -> dict[str, Any]:
-    """Start one side on all GPUs and read its JSON line."""
+def start(arguments: list[str], num_gpus: int) -> list[subprocess.Popen[str]]:
+    """Start one side on all GPUs; each rank imports and then waits for its turn."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -92,23 +105,33 @@ def run(arguments: list[str], num_gpus: int) -> dict[str, Any]:
             "WORLD_SIZE": str(num_gpus),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
+            "BENCHMARK_IN_TURNS": "1",
         }
         ranks.append(
             subprocess.Popen(
                 command,
                 env=environment,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
-    outputs = [process.communicate(timeout=300) for process in ranks]
+    return ranks
+
+
+def turn(name: str, ranks: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    """Let one side measure, and read its JSON lines."""
+    for process in ranks:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    with ThreadPoolExecutor(len(ranks)) as readers:
+        outputs = list(readers.map(lambda process: process.communicate(timeout=300), ranks))
     for process, (_, errors) in zip(ranks, outputs, strict=True):
         if process.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{errors[-4000:]}")
-    lines = [line for line in outputs[-1][0].splitlines() if line.startswith("{")]
-    result: dict[str, Any] = json.loads(lines[-1])
-    return result
+            raise SystemExit(f"{name} failed:\n{errors[-4000:]}")
+    return [json.loads(line) for line in outputs[-1][0].splitlines() if line.startswith("{")]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ class FlatShard:
         parameter: the model parameter.
         begin, end: owned elements of the flattened parameter; equal where it owns none.
         gradient: their fp32 gradient, a view into the bucket, [end - begin].
+        weights: the elements themselves in the model's dtype, a view into the bucket, from where
+            the parameter all-gather takes them.
         group: the data-parallel group that shares the parameter (experts: `edp`).
     """
 
@@ -32,6 +34,7 @@ class FlatShard:
     begin: int
     end: int
     gradient: torch.Tensor
+    weights: torch.Tensor
     group: dist.ProcessGroup
 
 
@@ -55,5 +58,6 @@ def flat_shards(chunks: Sequence[DistributedDataParallel]) -> Iterator[FlatShard
                         begin=begin - start,
                         end=stop - start,
                         gradient=bucket.grad_data[begin:stop],
+                        weights=bucket.param_data[begin:stop],
                         group=group,
                     )

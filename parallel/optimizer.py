@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -22,10 +22,12 @@ class StepResult:
     Attributes:
         grad_norm: global norm of the gradient before clipping, the same on all ranks.
         skipped: the gradient was not finite and nothing was changed.
+        metrics: further values of the step by TensorBoard tag, the same on all ranks but for times.
     """
 
     grad_norm: float
     skipped: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Optimizer(Protocol):
@@ -35,8 +37,11 @@ class Optimizer(Protocol):
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups whose `lr` and `weight_decay` the schedule sets before each step."""
 
+    def describe(self) -> str:
+        """The rule as text for the log of a run."""
+
     def zero_grad(self) -> None:
-        """Forget the gradients of the last step."""
+        """Forget what the last step left; called before the first forward."""
 
     def step(self) -> StepResult:
         """Clip, update this rank's shards and gather the parameters. Collective."""
@@ -98,6 +103,10 @@ class AdamW:
         """Parameter groups of all inner optimizers."""
         groups: list[dict[str, Any]] = self._wheel.param_groups
         return groups
+
+    def describe(self) -> str:
+        """One line: every parameter has one rule."""
+        return "optimizer: AdamW for all parameters"
 
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""

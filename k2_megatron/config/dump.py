@@ -30,6 +30,8 @@ def dump_config(config: Config) -> str:
             # Loading refuses a key without effect, so it is left out, unless that loses a value.
             if dotted in ineffective and value == preset.get(name, key.default):
                 continue
-            values[name] = [asdict(item) for item in value] if isinstance(value, tuple) else value
+            if isinstance(value, tuple):
+                value = list(value) if key.item is None else [asdict(item) for item in value]
+            values[name] = value
         document[section] = values
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)

@@ -142,6 +142,8 @@ class _Loading:
     def _value(self, dotted: str, key: Key, given: Given) -> object:
         """Read one value; `_WRONG` after telling what is wrong with it."""
         try:
+            if key.length is not None:
+                return self._numbers(dotted, key, key.length, given)
             if key.item is None:
                 return read_scalar(given.node, key)
             if isinstance(given.node, yaml.SequenceNode) and given.node.value:
@@ -156,6 +158,26 @@ class _Loading:
         except ValueError as error:
             self.problems.append(Problem(given.place, dotted, str(error)))
             return _WRONG
+
+    def _numbers(self, dotted: str, key: Key, length: int, given: Given) -> object:
+        """Read a list of `length` numbers; `_WRONG` after telling which of them are wrong.
+
+        Raises:
+            ValueError: it is no list, or one of another length.
+        """
+        if not isinstance(given.node, yaml.SequenceNode):
+            raise ValueError(f"given {kind_of_node(given.node)}; allowed: {key.allowed}")
+        nodes = given.node.value
+        if len(nodes) != length:
+            items = "1 item" if len(nodes) == 1 else f"{len(nodes)} items"
+            raise ValueError(f"given a list of {items}; allowed: {key.allowed}")
+        numbers = [
+            self._value(
+                f"{dotted}[{index}]", key.number, Given(node, given.place_of(node), given.place_of)
+            )
+            for index, node in enumerate(nodes)
+        ]
+        return _WRONG if _WRONG in numbers else tuple(numbers)
 
     def _item(self, dotted: str, kind: type, node: yaml.Node, place_of: PlaceOf) -> object:
         """Read one item of a list; `_WRONG` after telling what is wrong with it."""
@@ -189,7 +211,7 @@ class _Loading:
                 if dotted in self.values:
                     values[name] = self.values[dotted]
                 elif key.required:
-                    values[name] = () if key.item else key.kind(1)
+                    values[name] = () if key.kind is tuple else key.kind(1)
             built[section] = kind(**values)
         return Config(**built)
 

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from k2_megatron.config.config import Config
+from k2_megatron.config.config import Config, sections
+from k2_megatron.config.option import keys_of
 
 _YARN_KEYS = (
     "rotary_scaling_factor",
@@ -26,6 +27,8 @@ _MOE_KEYS = (
     "moe_aux_loss_coeff",
 )
 
+_MUONCLIP_PREFIXES = ("muon_", "qk_clip")
+
 
 def has_experts(config: Config) -> bool:
     """Whether any layer has routed experts."""
@@ -35,13 +38,16 @@ def has_experts(config: Config) -> bool:
 def keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
     """The keys that change nothing, each with the key that makes it so and the reason."""
     model, schedule = config.model, config.schedule
-    found: dict[str, tuple[str, str]] = {}
+    found = _optimizer_keys_without_effect(config)
     if model.rope_type == "rope":
         for name in _YARN_KEYS:
             found[f"model.{name}"] = ("model.rope_type", "only rope_type yarn uses it")
     if not has_experts(config):
         moe_keys = [f"model.{name}" for name in _MOE_KEYS]
-        for key in [*moe_keys, "parallel.moe_token_dispatcher_type"]:
+        others = ["parallel.moe_token_dispatcher_type"]
+        if config.optimizer.type == "muonclip":
+            others.append("optimizer.muon_router")
+        for key in [*moe_keys, *others]:
             found[key] = ("model.first_k_dense_replace", "every layer is dense")
     if model.first_k_dense_replace == 0:
         found["model.ffn_hidden_size"] = ("model.first_k_dense_replace", "no layer is dense")
@@ -53,3 +59,14 @@ def keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
         reason = "only lr_decay_style wsd uses it"
         found["schedule.lr_wsd_decay_steps"] = ("schedule.lr_decay_style", reason)
     return found
+
+
+def _optimizer_keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
+    """MuonClip's own keys beside another update rule, and a threshold that nothing is held to."""
+    if config.optimizer.type != "muonclip":
+        cause = ("optimizer.type", "only type muonclip uses it")
+        names = keys_of(sections()["optimizer"])
+        return {f"optimizer.{name}": cause for name in names if name.startswith(_MUONCLIP_PREFIXES)}
+    if config.optimizer.qk_clip == "none":
+        return {"optimizer.qk_clip_threshold": ("optimizer.qk_clip", "no logit is measured")}
+    return {}

@@ -8,7 +8,7 @@ The loader checks values against these declarations and the reference page is pr
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -119,7 +119,8 @@ class Key:
         name: the key in YAML.
         kind: the type of its values: bool, int, float, str, or tuple for a list.
         choices: the allowed words, if only some are.
-        item: the dataclass of the items, for a list.
+        item: the dataclass of the items, for a list of mappings.
+        length: how many numbers there are, for a list of numbers.
         optional: whether null is allowed.
         required: whether there is no default.
         default: the default, None if required.
@@ -130,6 +131,7 @@ class Key:
     kind: type
     choices: tuple[str, ...]
     item: type | None
+    length: int | None
     optional: bool
     required: bool
     default: object
@@ -140,13 +142,15 @@ class Key:
         """Read a key off its dataclass field and the field's type."""
         parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         (inner,) = (part for part in parts if part is not NoneType)
-        outer = get_origin(inner)
+        outer, arguments = get_origin(inner), get_args(inner)
+        numbers = outer is tuple and set(arguments) == {float}
         required = declared.default is MISSING
         return Key(
             name=declared.name,
             kind=str if outer is Literal else tuple if outer is tuple else inner,
-            choices=get_args(inner) if outer is Literal else (),
-            item=get_args(inner)[0] if outer is tuple else None,
+            choices=arguments if outer is Literal else (),
+            item=arguments[0] if outer is tuple and not numbers else None,
+            length=len(arguments) if numbers else None,
             optional=NoneType in parts,
             required=required,
             default=None if required else declared.default,
@@ -154,10 +158,17 @@ class Key:
         )
 
     @property
+    def number(self) -> Key:
+        """One of the numbers of a list of numbers, as a key of its own."""
+        return replace(self, kind=float, length=None)
+
+    @property
     def allowed(self) -> str:
         """What may be written, in words, for messages and the reference page."""
         if self.item is not None:
             return f"a list of mappings with {', '.join(keys_of(self.item))}"
+        if self.length is not None:
+            return f"a list of {self.length} numbers{self.option.range_text()}"
         names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
         kind = "one of " + ", ".join(self.choices) if self.choices else names[self.kind]
         return f"{kind}{self.option.range_text()}{', or null' if self.optional else ''}"

@@ -82,7 +82,7 @@ def _presets() -> str:
 
 def _type(key: Key) -> str:
     """The type in one word."""
-    if key.item is not None:
+    if key.kind is tuple:
         return "list"
     if key.choices:
         return "word"
@@ -95,6 +95,8 @@ def _yaml(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(_yaml(item) for item in value)}]"
     text = str(value)
     if isinstance(value, float) and "e" in text and "." not in text:
         return text.replace("e", ".0e")

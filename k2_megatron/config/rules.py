@@ -14,12 +14,14 @@ from k2_megatron.config.presets import MODEL_PRESETS
 from k2_megatron.config.problems import Place, Problem
 from k2_megatron.config.refusal import Refusal
 from k2_megatron.config.rules_model import MODEL_RULES
+from k2_megatron.config.rules_optimizer import OPTIMIZER_RULES
 from k2_megatron.config.rules_parallel import PARALLEL_RULES
 from k2_megatron.config.rules_schedule import SCHEDULE_RULES
 
 RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     *MODEL_RULES,
     *PARALLEL_RULES,
+    *OPTIMIZER_RULES,
     *SCHEDULE_RULES,
 )
 

@@ -30,6 +30,10 @@ class MLACoreAttention(MegatronModule):  # type: ignore[misc]
     """Causal softmax attention whose value heads may differ in size from its query heads.
 
     Softmax in fp32, no dropout (K2 has none). Context parallelism is not supported.
+
+    Attributes:
+        max_logits: fp32, [n], raised in training to the largest logit of each head; None: not
+            recorded.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class MLACoreAttention(MegatronModule):  # type: ignore[misc]
         super().__init__(config=config)
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale
+        self.max_logits: torch.Tensor | None = None
 
     def forward(
         self,
@@ -67,6 +72,9 @@ class MLACoreAttention(MegatronModule):  # type: ignore[misc]
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n, s, d]
         scores = torch.matmul(q, k.transpose(-1, -2)).float() * self.softmax_scale
         future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        weights = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1).to(v.dtype)
+        logits = scores.masked_fill(future, float("-inf"))
+        if self.training and self.max_logits is not None:
+            torch.maximum(self.max_logits, logits.detach().amax((0, 2, 3)), out=self.max_logits)
+        weights = torch.softmax(logits, dim=-1).to(v.dtype)
         context = torch.matmul(weights, v)  # [b, n, s, d_v]
         return context.permute(2, 0, 1, 3).reshape(length, batch, -1)

@@ -25,6 +25,8 @@ def decoder_spec(config: TransformerConfig, vp_stage: int | None, *, use_te: boo
         spec.layer_norm = RMSNorm
         for layer in spec.layer_specs:
             _complete_local_layer(layer.submodules)
+    elif config.log_max_attention_logit:
+        _record_max_logits(spec)
     return spec
 
 
@@ -52,3 +54,11 @@ def _complete_local_layer(layer: Any) -> None:
     attention.q_layernorm = attention.kv_layernorm = RMSNorm
     attention.core_attention = MLACoreAttention
     attention.linear_q_down_proj = attention.linear_kv_down_proj = Linear
+
+
+def _record_max_logits(spec: Any) -> None:
+    """Give Transformer Engine's layers an attention that records; the local one always can."""
+    from k2_megatron.model.te_attention import RecordingAttention  # absent with the local layers
+
+    for layer in spec.layer_specs:
+        layer.submodules.self_attention.submodules.core_attention = RecordingAttention

@@ -20,6 +20,11 @@ def parameter_dtype(config: Config) -> torch.dtype:
     return torch.float32 if config.precision.dtype == "fp32" else torch.bfloat16
 
 
+def records_max_logits(config: Config) -> bool:
+    """Whether training measures the largest attention logit of every head, for QK-Clip."""
+    return config.optimizer.type == "muonclip" and config.optimizer.qk_clip != "none"
+
+
 def transformer_config(
     config: Config, layout: PipelineLayout, platform: Platform
 ) -> MLATransformerConfig:
@@ -33,6 +38,8 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
+        # Not `qk_clip`, which would arm megatron-core's own clipping as well.
+        log_max_attention_logit=records_max_logits(config),
         # Weights are filled by model/initialise.py, the same in every layout.
         perform_initialization=False,
         **platform.transformer_options(fp32=dtype == torch.float32),

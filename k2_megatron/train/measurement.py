@@ -37,6 +37,7 @@ def measure_step(
         valid_loss=valid_loss,
         expert_load=load,
         expert_bias=bias,
+        extra=outcome.metrics,
     )
 
 

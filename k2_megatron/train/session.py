@@ -13,13 +13,14 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.resolve import WorldSizes, resolve_world
+from k2_megatron.model.attention_layers import transformer_layers
 from k2_megatron.model.build import Model, build_model
-from k2_megatron.model.transformer import parameter_dtype
 from k2_megatron.parallel import megatron_state
-from k2_megatron.parallel.optimizer import AdamW, Optimizer
+from k2_megatron.parallel.optimizer import Optimizer
 from k2_megatron.parallel.router_bias import RoutedLayer, RouterBias
 from k2_megatron.parallel.topology import Topology
 from k2_megatron.platform.base import Platform
+from k2_megatron.train.optimizers import build_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def build_session(config: Config, platform: Platform, world_size: int) -> Sessio
         timeout_seconds=config.run.distributed_timeout_seconds,
     )
     model = build_model(config, topology, platform)
-    optimizer = _build_optimizer(config, model)
+    optimizer = build_optimizer(config, model, topology, platform.device)
     router_bias = RouterBias(
         _routed_layers(model, topology), topology, rate=config.model.moe_router_bias_update_rate
     )
@@ -75,20 +76,6 @@ def build_session(config: Config, platform: Platform, world_size: int) -> Sessio
         optimizer=optimizer,
         router_bias=router_bias,
         schedule=_build_schedule(config, optimizer),
-    )
-
-
-def _build_optimizer(config: Config, model: Model) -> Optimizer:
-    """The optimizer that `optimizer.type` names."""
-    options = config.optimizer
-    return AdamW(
-        model.chunks,
-        lr=config.schedule.lr,
-        weight_decay=options.weight_decay,
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_eps,
-        clip_grad=options.clip_grad,
-        dtype=parameter_dtype(config),
     )
 
 
@@ -117,22 +104,11 @@ def _build_schedule(config: Config, optimizer: Optimizer) -> OptimizerParamSched
 
 def _routed_layers(model: Model, topology: Topology) -> list[RoutedLayer]:
     """This rank's routers with the global indices of their layers."""
-    found = []
-    stages = model.layout.chunks(topology.pp.rank)
-    for module, stage in zip(model.modules, stages, strict=True):
-        layers = list(zip(stage.layers, module.decoder.layers, strict=True))
-        if stage.mtp_layers:
-            first = model.layout.num_layers
-            layers += [
-                (first + index, layer.transformer_layer)
-                for index, layer in zip(stage.mtp_layers, module.mtp.layers, strict=True)
-            ]
-        found += [
-            RoutedLayer(index=index, router=layer.mlp.router)
-            for index, layer in layers
-            if hasattr(layer.mlp, "router")
-        ]
-    return found
+    return [
+        RoutedLayer(index=index, router=layer.mlp.router)
+        for index, layer in transformer_layers(model, topology)
+        if hasattr(layer.mlp, "router")
+    ]
 
 
 def _connect(model: Model, router_bias: RouterBias) -> None:

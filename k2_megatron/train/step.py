@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,12 +21,16 @@ from k2_megatron.train.session import Session
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """Result of one training step, the same on all ranks."""
+    """Result of one training step, the same on all ranks but for times.
+
+    metrics: what the optimizer says of the step, by TensorBoard tag.
+    """
 
     loss: float
     grad_norm: float
     skipped: bool
     lr: float
+    metrics: Mapping[str, float]
 
 
 def train_step(session: Session, batches: Sequence[Batch], step: int) -> StepOutcome:
@@ -52,6 +56,7 @@ def train_step(session: Session, batches: Sequence[Batch], step: int) -> StepOut
         grad_norm=result.grad_norm,
         skipped=result.skipped,
         lr=session.schedule.get_lr({}),
+        metrics=result.metrics,
     )
 
 

@@ -8,6 +8,7 @@ This table is the contract; docs/tensorboard.md is rendered from it:
 
 import argparse
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,13 @@ EXPERT_IMBALANCE = "moe/expert_imbalance/layer_{layer:03d}"
 EXPERT_IMBALANCE_MAX = "moe/expert_imbalance_max"
 EXPERT_BIAS_RANGE = "moe/expert_bias_range/layer_{layer:03d}"
 EXPERT_BIAS_RANGE_MAX = "moe/expert_bias_range_max"
+QK_MAX_LOGIT = "qk_clip/max_logit"
+QK_MAX_LOGIT_LAYER = "qk_clip/max_logit/layer_{layer:03d}"
+QK_HEADS_CLIPPED = "qk_clip/heads_clipped"
+QK_SMALLEST_GAMMA = "qk_clip/smallest_gamma"
+MUON_UPDATE_RMS = "muon/update_rms/{kind}"
+MUON_SECONDS = "muon/seconds"
+MUON_BYTES = "muon/gather_bytes"
 DEVICE_POWER = "device/power_watts"
 DEVICE_SM_CLOCK = "device/sm_clock_mhz"
 DEVICE_MEMORY_CLOCK = "device/memory_clock_mhz"
@@ -33,17 +41,41 @@ DEVICE_MEMORY_USED = "device/memory_used_bytes"
 DEVICE_UTILIZATION = "device/utilization_percent"
 DEVICE_TEMPERATURE = "device/temperature_celsius"
 
-_LAYER = "{layer:03d}"
+# What `{kind}` stands for: the classes of matrices that Muon updates.
+MUON_KINDS = (
+    "router",
+    "q_down",
+    "q_up",
+    "kv_down",
+    "kv_up",
+    "attention_out",
+    "dense_mlp",
+    "experts",
+    "shared_expert",
+    "mtp_join",
+)
+
+# Placeholder in a name -> what it matches, and its word on the page.
+_PLACEHOLDERS = {"{layer:03d}": (r"\d{3,}", "NNN"), "{kind}": ("|".join(MUON_KINDS), "KIND")}
 _EVERY = "every logged step"
 _VALIDATED = "every step after which the validation loss was measured"
 _ROUTED = "every logged step of a model with MoE layers"
 _BIASED = "every logged step of a model with router biases"
+_MUON = "every logged step with `optimizer.type: muonclip`"
+_UPDATED = "every logged step with `optimizer.type: muonclip`, unless it was skipped"
+_RECORDED = (
+    "every logged step with `optimizer.type: muonclip` and `optimizer.qk_clip` clip or observe"
+)
 _GPU = "every logged step where NVML can read it from the GPU of the logging rank"
 
 
 @dataclass(frozen=True)
 class Tag:
-    """One row of the table; `name` holds `{layer:03d}` where there is one curve for each layer."""
+    """One row of the table.
+
+    `name` holds `{layer:03d}` where there is one curve for each layer, `{kind}` where there is one
+    for each of MUON_KINDS.
+    """
 
     name: str
     unit: str
@@ -53,11 +85,11 @@ class Tag:
     """Where the same number is in a line of metrics.jsonl, in jq's notation."""
 
     def matches(self, tag: str) -> bool:
-        """Return whether `tag` is this row's tag, or one of its layers' tags."""
-        if _LAYER not in self.name:
-            return tag == self.name
-        before, after = self.name.split(_LAYER)
-        return re.fullmatch(re.escape(before) + r"\d{3,}" + re.escape(after), tag) is not None
+        """Return whether `tag` is this row's tag, or one of its layers' or kinds' tags."""
+        pattern = re.escape(self.name)
+        for placeholder, (allowed, _) in _PLACEHOLDERS.items():
+            pattern = pattern.replace(re.escape(placeholder), f"(?:{allowed})")
+        return re.fullmatch(pattern, tag) is not None
 
 
 TABLE = (
@@ -155,6 +187,60 @@ TABLE = (
         _BIASED,
         ".expert_bias_range_max",
     ),
+    Tag(
+        QK_MAX_LOGIT,
+        "1",
+        "largest attention logit, softmax scale included, of all layers and heads in the step's "
+        "forward passes",
+        _RECORDED,
+        f'.extra["{QK_MAX_LOGIT}"]',
+    ),
+    Tag(
+        QK_MAX_LOGIT_LAYER,
+        "1",
+        "the largest of the layer's heads; MTP layers follow the decoder's",
+        _RECORDED,
+        '.extra["qk_clip/max_logit/layer_NNN"]',
+    ),
+    Tag(
+        QK_HEADS_CLIPPED,
+        "heads",
+        "heads of all layers whose largest logit is finite and above "
+        "`optimizer.qk_clip_threshold`; with "
+        "`qk_clip: observe` they are counted and not scaled",
+        _RECORDED,
+        f'.extra["{QK_HEADS_CLIPPED}"]',
+    ),
+    Tag(
+        QK_SMALLEST_GAMMA,
+        "ratio",
+        "smallest factor by which a head's logits are to be scaled, threshold over largest logit; "
+        "1 where no head is above the threshold; computed and not applied with `qk_clip: observe`",
+        _RECORDED,
+        f'.extra["{QK_SMALLEST_GAMMA}"]',
+    ),
+    Tag(
+        MUON_UPDATE_RMS,
+        "1",
+        "root mean square of the update over all elements of the class, before the learning rate "
+        "and without weight decay",
+        _UPDATED,
+        '.extra["muon/update_rms/KIND"]',
+    ),
+    Tag(
+        MUON_SECONDS,
+        "s",
+        f"wall time of the optimizer's step on the rank that writes; part of `{STEP_SECONDS}`",
+        _MUON,
+        f'.extra["{MUON_SECONDS}"]',
+    ),
+    Tag(
+        MUON_BYTES,
+        "bytes",
+        "what all ranks together sent in the step to make matrices whole and to return the updates",
+        _MUON,
+        f'.extra["{MUON_BYTES}"]',
+    ),
     Tag(DEVICE_POWER, "W", "power drawn by the board", _GPU, f'.extra["{DEVICE_POWER}"]'),
     Tag(DEVICE_SM_CLOCK, "MHz", "clock of the SMs", _GPU, f'.extra["{DEVICE_SM_CLOCK}"]'),
     Tag(
@@ -187,7 +273,14 @@ TABLE = (
     ),
 )
 
-_INTRODUCTION = """\
+_KINDS = textwrap.fill(
+    "`KIND` is a class of matrices that Muon updates: "
+    + ", ".join(f"`{kind}`" for kind in MUON_KINDS)
+    + ".",
+    100,
+)
+
+_INTRODUCTION = f"""\
 <!-- Written by `python -m k2_megatron.train.tags --write docs/tensorboard.md`; do not edit. -->
 
 # What a run writes to TensorBoard
@@ -199,6 +292,8 @@ step 0 of `loss/valid` is the loss before training. One rank writes. The last co
 same number is in a line of `runs/<run.name>/metrics.jsonl`, in jq's notation; a key is absent where
 nothing was measured. `NNN` is a layer's index over the whole model, counted from 0, with at least
 three digits; `LAYER` is the same index without leading zeros.
+
+{_KINDS}
 
 | tag | unit | meaning | written | in metrics.jsonl |
 | --- | --- | --- | --- | --- |
@@ -240,11 +335,17 @@ def is_documented(tag: str) -> bool:
 def render_markdown() -> str:
     """Return the text of docs/tensorboard.md."""
     rows = (
-        f"| `{row.name.replace(_LAYER, 'NNN')}` | {row.unit} | {row.meaning} | {row.when} "
-        f"| `{row.key}` |\n"
+        f"| `{_on_the_page(row.name)}` | {row.unit} | {row.meaning} | {row.when} | `{row.key}` |\n"
         for row in TABLE
     )
     return _INTRODUCTION + "".join(rows) + _NOTES
+
+
+def _on_the_page(name: str) -> str:
+    """Replace the placeholders of a tag by their words."""
+    for placeholder, (_, word) in _PLACEHOLDERS.items():
+        name = name.replace(placeholder, word)
+    return name
 
 
 def main() -> None:

@@ -91,6 +91,7 @@ def _train(run: Run) -> int:
     """Resume where the run stands, train to its end, and leave its curves."""
     session, say = run.session, run.say
     say(f"layout: {session.topology}, {session.sizes.num_microbatches} micro-batches a step")
+    say(session.optimizer.describe())
     start, warnings = resume_session(session, run.folder, run.data_order)
     for warning in warnings:
         say(f"warning: {warning}")

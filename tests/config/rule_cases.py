@@ -190,6 +190,20 @@ CASES = [
         "attention over divided sequences takes bf16 alone",
     ),
     (
+        "refuse_heads_apart_in_whole_blocks",
+        ["optimizer.muon_per_head=true", "optimizer.muon_split_kv_up=false", "MUONCLIP"],
+        "given true with optimizer.muon_split_q_up true (default), optimizer.muon_split_kv_up "
+        "false (=optimizer.muon_split_kv_up); allowed: false, or both splits true as well; heads "
+        "are divided within blocks that are apart",
+    ),
+    (
+        "refuse_heads_apart_in_whole_blocks",
+        ["optimizer.muon_per_head=true", "optimizer.muon_split_q_up=false", "MUONCLIP"],
+        "given true with optimizer.muon_split_q_up false (=optimizer.muon_split_q_up), "
+        "optimizer.muon_split_kv_up true (default); allowed: false, or both splits true as well; "
+        "heads are divided within blocks that are apart",
+    ),
+    (
         "refuse_batch_that_no_process_count_fits",
         ["GBS=3", "EP=2"],
         "given 3 with MBS 1 (default), TP 1 (default), PP 1 (default), VPP null (default), "

@@ -19,6 +19,8 @@ VARIANTS = [
     ["parallel.tensor_model_parallel_size=2", "parallel.expert_model_parallel_size=2"],
     ["parallel.pipeline_model_parallel_size=2", "parallel.pipeline_model_parallel_layout=Et|tttL"],
     ["run.name='1e5'", "run.folder='on'", "data.cache_folder=é", "checkpoint.keep_last=null"],
+    ["optimizer.type=muonclip", "optimizer.muon_ns_coefficients=[2, -1.5, 1.0e-07]"],
+    ["optimizer.type=muonclip", "optimizer.qk_clip=none", "optimizer.muon_ns_dtype=fp16"],
     ["data.corpora=[{path: '12', weight: 0.25}, {path: 'null'}]"],
 ]
 

@@ -85,6 +85,11 @@ VALUES = [
     ("data.corpora=corpus", "corpus", "a list of mappings with path, weight"),
     ("data.corpora={path: a}", "a mapping", "a list of mappings with path, weight"),
     ("data.corpora=[]", "an empty list", "a list of mappings with path, weight"),
+    ("optimizer.muon_ns_coefficients=1.5", "1.5", "a list of 3 numbers"),
+    ("optimizer.muon_ns_coefficients=null", "null", "a list of 3 numbers"),
+    ("optimizer.muon_ns_coefficients={a: 1}", "a mapping", "a list of 3 numbers"),
+    ("optimizer.muon_ns_coefficients=[]", "a list of 0 items", "a list of 3 numbers"),
+    ("optimizer.muon_ns_coefficients=[1.5]", "a list of 1 item", "a list of 3 numbers"),
 ]  # fmt: skip
 
 
@@ -114,6 +119,21 @@ def test_wrong_items_of_a_list(tmp_path):
         "text that is not empty, without blanks at its ends",
         "c.yaml:15: data.corpora[2]: given b; allowed: a mapping with path, weight",
         "c.yaml:16: data.corpora[3].path: given twice, first at c.yaml:16; allowed: once",
+    ]
+
+
+def test_list_of_numbers(tmp_path):
+    override = "optimizer.muon_ns_coefficients=[2, -1.5, .5]"
+    found = load(tmp_path, "optimizer.type=muonclip", override).optimizer.muon_ns_coefficients
+    assert found == (2.0, -1.5, 0.5) and all(isinstance(number, float) for number in found)
+
+
+def test_wrong_numbers_of_a_list(tmp_path):
+    text = TINY + "optimizer:\n  type: muonclip\n  muon_ns_coefficients:\n    - 1e5\n    - 2\n"
+    assert problems(tmp_path, text=text + "    - null\n") == [
+        "c.yaml:15: optimizer.muon_ns_coefficients[0]: given '1e5' (text); allowed: a number; "
+        "YAML reads 1e5 as text: write 1.0e+5",
+        "c.yaml:17: optimizer.muon_ns_coefficients[2]: given null; allowed: a number",
     ]
 
 

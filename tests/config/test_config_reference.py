@@ -33,7 +33,13 @@ KEYS = {
         "overlap_moe_expert_parallel_comm delay_wgrad_compute"
     ),
     "precision": "dtype",
-    "optimizer": "type weight_decay clip_grad adam_beta1 adam_beta2 adam_eps",
+    "optimizer": (
+        "type weight_decay clip_grad adam_beta1 adam_beta2 adam_eps "
+        "muon_momentum muon_nesterov muon_ns_steps muon_ns_coefficients muon_update_rms "
+        "muon_momentum_dtype muon_ns_dtype muon_wire_dtype "
+        "muon_split_gate_up muon_split_q_up muon_split_kv_up muon_split_kv_down muon_per_head "
+        "muon_router qk_clip qk_clip_threshold"
+    ),
     "schedule": (
         "train_steps seq_length micro_batch_size global_batch_size lr min_lr "
         "lr_warmup_steps lr_decay_style lr_wsd_decay_steps"

@@ -24,6 +24,7 @@ SHORT = {
     "DENSE": "model.first_k_dense_replace",
     "GBS": "schedule.global_batch_size",
     "MBS": "schedule.micro_batch_size",
+    "MUONCLIP": "optimizer.type=muonclip",
 }
 
 
@@ -74,6 +75,10 @@ ALLOWED = [
     ["schedule.lr_wsd_decay_steps=18"],
     ["schedule.lr_decay_style=constant", "schedule.lr_wsd_decay_steps=null"],
     ["run.stop_after_step=20"],
+    ["MUONCLIP", "optimizer.muon_per_head=true"],
+    ["MUONCLIP", "optimizer.muon_split_q_up=false", "optimizer.muon_split_kv_up=false"],
+    ["MUONCLIP", "optimizer.qk_clip=observe", "optimizer.qk_clip_threshold=30"],
+    ["MUONCLIP", "DENSE=4"],
 ]
 
 
@@ -110,6 +115,38 @@ NO_EFFECT = [
             "parallel.moe_token_dispatcher_type=allgather",
         )
     ],
+    *[
+        (f"optimizer.{given}", [], "optimizer.type adamw (default)", "only type muonclip uses it")
+        for given in (
+            "muon_momentum=0.9",
+            "muon_nesterov=true",
+            "muon_ns_steps=5",
+            "muon_update_rms=0.2",
+            "muon_momentum_dtype=fp32",
+            "muon_ns_dtype=fp32",
+            "muon_wire_dtype=fp32",
+            "muon_split_gate_up=true",
+            "muon_split_q_up=true",
+            "muon_split_kv_up=false",
+            "muon_split_kv_down=true",
+            "muon_per_head=true",
+            "muon_router=true",
+            "qk_clip=none",
+            "qk_clip_threshold=30.0",
+        )
+    ],
+    (
+        "optimizer.qk_clip_threshold=30.0",
+        ["MUONCLIP", "optimizer.qk_clip=none"],
+        "optimizer.qk_clip none (=optimizer.qk_clip)",
+        "no logit is measured",
+    ),
+    (
+        "optimizer.muon_router=true",
+        ["DENSE=4", "MUONCLIP"],
+        "DENSE 4 (=DENSE)",
+        "every layer is dense",
+    ),
     ("model.ffn_hidden_size=384", ["DENSE=0"], "DENSE 0 (=DENSE)", "no layer is dense"),
     (
         "model.mtp_loss_scaling_factor=0.2",
@@ -144,6 +181,14 @@ def test_setting_without_effect(tmp_path, override, others, cause, reason):
     assert problem == (
         f"--set {override}: {key}: given {value} with {cause}; allowed: leaving it out; {reason}"
     )
+
+
+def test_a_list_without_effect(tmp_path):
+    override = "optimizer.muon_ns_coefficients=[1, 2, 3]"
+    assert problems(tmp_path, override) == [
+        f"--set {override}: optimizer.muon_ns_coefficients: given a list of 3 items with "
+        "optimizer.type adamw (default); allowed: leaving it out; only type muonclip uses it"
+    ]
 
 
 def test_places_in_the_file(tmp_path):

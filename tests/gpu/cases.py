@@ -62,6 +62,8 @@ DELAY = "parallel.delay_wgrad_compute=true"
 # parallelism is compared in fp32, and context parallelism, which needs bf16, with every expert
 # chosen for every token.
 FP32 = "precision.dtype=fp32"
+# Some heads are hot, so that QK-Clip is part of what is compared.
+MUON = ("optimizer.type=muonclip", "optimizer.qk_clip_threshold=0.05")
 ALL_EXPERTS = "model.moe_router_topk=8"
 CORE_RECOMPUTE = ("layernorm", "mla_up_proj", "moe_act")
 
@@ -72,10 +74,30 @@ ONE_GPU = (
     Case(name="one-again", world_size=1, same_as="one"),
     Case(name="one-reduce", world_size=1, options=(REDUCE,), same_as="one"),
     Case(name="one-reduce-gather", world_size=1, options=(REDUCE, GATHER), same_as="one"),
+    Case(name="one-muon", world_size=1, options=MUON, reference="one-muon"),
+    Case(name="one-muon-fp32", world_size=1, options=(*MUON, FP32), reference="one-muon-fp32"),
     Case(name="one-recompute", world_size=1, recompute=CORE_RECOMPUTE, same_as="one"),
     Case(name="one-recompute-moe", world_size=1, recompute=("moe",), same_as="one"),
 )
 TWO_GPUS = (
+    Case(name="dp2-muon", world_size=2, options=MUON, reference="one-muon"),
+    Case(
+        name="dp2-muon-reduce-gather",
+        world_size=2,
+        options=(*MUON, REDUCE, GATHER),
+        reference="one-muon",
+        same_as="dp2-muon",
+    ),
+    Case(name="ep2-muon", world_size=2, options=(*MUON, EP), reference="one-muon"),
+    *(
+        Case(
+            name=f"{name}-muon-fp32",
+            world_size=2,
+            options=(*MUON, FP32, *options),
+            reference="one-muon-fp32",
+        )
+        for name, options in (("dp2", ()), ("ep2", (EP,)), ("tp2", (TP,)), ("pp2", (PP,)))
+    ),
     Case(name="dp2", world_size=2),
     Case(name="dp2-reduce", world_size=2, options=(REDUCE,), same_as="dp2"),
     Case(name="dp2-reduce-gather", world_size=2, options=(REDUCE, GATHER), same_as="dp2"),

@@ -28,6 +28,10 @@ from tests.gpu.runner import run_jobs
 # the norm of the matrix. What is silently wrong differs by 10 % and more.
 GRADIENT_BOUND = {"bf16": 0.03, "fp32": 1e-4}
 LOSS_BOUND = {"bf16": 2e-3, "fp32": 1e-5}
+# After three steps, of how far a matrix has moved. Only fp32 is bounded: in bf16 a routing tie that
+# falls the other way in the second step is a real difference. AdamW and Newton-Schulz make more of
+# small gradients and small singular values, up to 485 times for Muon.
+MOVE_BOUND = 1e-2
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Row:
     norm_error: float
     worst_error: float
     worst_key: str
+    move_error: float
     bit_equal: str
     failure: str = ""
 
@@ -50,6 +55,7 @@ class Row:
             self.loss_error <= LOSS_BOUND[self.dtype]
             and self.norm_error <= GRADIENT_BOUND[self.dtype]
             and self.worst_error <= GRADIENT_BOUND[self.dtype]
+            and (self.dtype == "bf16" or self.move_error <= MOVE_BOUND)
         )
         return not self.failure and bounded and self.bit_equal != "NO"
 
@@ -60,7 +66,7 @@ class Row:
         return (
             f"{verdict} {self.name:34s} {self.dtype} loss {self.loss_error:.1e}  norm "
             f"{self.norm_error:.1e}  gradients {self.worst_error:.1e} ({self.worst_key})  "
-            f"bit-equal {self.bit_equal}"
+            f"moved {self.move_error:.1e}  bit-equal {self.bit_equal}"
         )
 
 
@@ -86,17 +92,17 @@ def _compare(case: Case, results: dict[str, list[Any]]) -> Row:
     dtype = "fp32" if FP32 in case.options else "bf16"
     one = results[case.reference][0]
     if isinstance(one, str):
-        return Row(case.name, dtype, 0, 0, 0, "", "-", f"its reference failed: {one[:3000]}")
+        return Row(case.name, dtype, 0, 0, 0, "", 0, "-", f"its reference failed: {one[:3000]}")
     right = assemble([one["gradients"]], one["shapes"])
     ranks = results[case.name]
     failed = [result for result in ranks if isinstance(result, str)]
     if failed:
-        return Row(case.name, dtype, 0, 0, 0, "", "-", failed[0][:3000])
+        return Row(case.name, dtype, 0, 0, 0, "", 0, "-", failed[0][:3000])
     try:
         found = assemble([result["gradients"] for result in ranks], one["shapes"])
-        assemble([result["parameters"] for result in ranks], one["shapes"])
+        moved = assemble([result["parameters"] for result in ranks], one["shapes"])
     except AssertionError as error:
-        return Row(case.name, dtype, 0, 0, 0, "", "-", str(error))
+        return Row(case.name, dtype, 0, 0, 0, "", 0, "-", str(error))
     errors = {
         key: float((found[key] - matrix).norm() / matrix.norm().clamp(min=1e-12))
         for key, matrix in right.items()
@@ -105,7 +111,12 @@ def _compare(case: Case, results: dict[str, list[Any]]) -> Row:
     loss_error = abs(ranks[0]["losses"][0] / one["losses"][0] - 1)
     norm_error = abs(ranks[0]["grad_norms"][0] / one["grad_norms"][0] - 1)
     same = "-" if case.same_as is None else _bit_equal(ranks, results[case.same_as])
-    return Row(case.name, dtype, loss_error, norm_error, errors[worst], worst, same)
+    begun, ended = (assemble([one[name]], one["shapes"]) for name in ("initial", "parameters"))
+    move_error = max(
+        float((moved[key] - ended[key]).norm() / (ended[key] - begun[key]).norm().clamp(min=1e-12))
+        for key in ended
+    )
+    return Row(case.name, dtype, loss_error, norm_error, errors[worst], worst, move_error, same)
 
 
 def _bit_equal(ranks: list[Any], others: list[Any]) -> str:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Run jobs of tests/distributed/jobs.py on real devices, all of one world size in one start."""
+"""Run jobs of tests/distributed on real devices, all of one world size in one start."""
 
 from __future__ import annotations
 

@@ -3,12 +3,14 @@
 """One rank of a list of jobs: imports the engine once, then runs each job in its own layout.
 
 python -m tests.gpu.worker FOLDER, as each rank under RANK, WORLD_SIZE, ...; FOLDER/jobs.json lists
-[{"name", "function", "kwargs"}], and each rank leaves FOLDER/NAME.rank_N.pt or NAME.rank_N.error.
+[{"name", "function", "kwargs"}], a function of tests/distributed/jobs.py or, by a dotted path, of
+another module, and each rank leaves FOLDER/NAME.rank_N.pt or NAME.rank_N.error.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import sys
@@ -40,13 +42,13 @@ def main() -> None:
     )
     from k2_megatron.parallel import megatron_state
 
-    from tests.distributed import jobs
-
     for job in json.loads((folder / "jobs.json").read_text()):
         path = folder / f"{job['name']}.rank_{rank}"
         began = time.monotonic()
         try:
-            result = getattr(jobs, job["function"])(**job["kwargs"])
+            module, _, function = job["function"].rpartition(".")
+            jobs = importlib.import_module(module or "tests.distributed.jobs")
+            result = getattr(jobs, function)(**job["kwargs"])
             torch.save(result, path.with_name(path.name + ".pt"))
         except Exception:
             path.with_name(path.name + ".error").write_text(traceback.format_exc())

@@ -16,6 +16,20 @@ DEVICE_VALUES = {
     tags.DEVICE_TEMPERATURE: 61.0,
 }
 
+MUONCLIP_VALUES = {
+    tags.QK_MAX_LOGIT: 125.0,
+    tags.QK_MAX_LOGIT_LAYER.format(layer=1): 125.0,
+    tags.QK_MAX_LOGIT_LAYER.format(layer=2): 12.5,
+    tags.QK_HEADS_CLIPPED: 3.0,
+    tags.QK_SMALLEST_GAMMA: 0.75,
+    tags.MUON_UPDATE_RMS.format(kind="router"): 0.21875,
+    tags.MUON_UPDATE_RMS.format(kind="experts"): 0.1875,
+    tags.MUON_SECONDS: 0.125,
+    tags.MUON_BYTES: 3e9,
+}
+
+EXTRA = DEVICE_VALUES | MUONCLIP_VALUES
+
 
 def full_record(step: int = 1, **changes: Any) -> StepRecord:
     """Return a record whose every derived number is known: see VALUES in the tests."""
@@ -34,7 +48,7 @@ def full_record(step: int = 1, **changes: Any) -> StepRecord:
         "valid_loss": 2.625,
         "expert_load": {1: [10, 10, 20, 0], 2: [5, 5, 5, 5]},
         "expert_bias": {1: [0.5, -0.25, 0.0, 0.0], 2: [0.0, 0.125, 0.0, 0.0]},
-        "extra": DEVICE_VALUES,
+        "extra": EXTRA,
     }
     return StepRecord(**(values | changes))
 

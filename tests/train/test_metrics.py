@@ -65,7 +65,8 @@ def test_a_full_record_has_every_documented_tag_and_no_other() -> None:
 def test_what_was_not_measured_has_no_tag() -> None:
     measured = scalars(bare_record())
     assert tags.LOSS_TRAIN in measured
-    assert not [tag for tag in measured if tag.startswith(("moe/", "device/", "memory/"))]
+    absent = ("moe/", "qk_clip/", "muon/", "device/", "memory/")
+    assert not [tag for tag in measured if tag.startswith(absent)]
     assert tags.LOSS_VALID not in measured
 
 
@@ -86,6 +87,13 @@ def test_layer_tags_match_layer_numbers_only() -> None:
     assert not tags.is_documented("loss/train/layer_001")
 
 
+def test_kind_tags_match_the_kinds_only() -> None:
+    assert all(tags.is_documented(f"muon/update_rms/{kind}") for kind in tags.MUON_KINDS)
+    assert not tags.is_documented("muon/update_rms/expert")
+    assert not tags.is_documented("muon/update_rms/experts_2")
+    assert not tags.is_documented("muon/update_rms/{kind}")
+
+
 def test_a_tag_without_a_row_is_our_mistake() -> None:
     with pytest.raises(AssertionError, match=r"tags\.py: \['optimizer/new'\]"):
         full_record(extra={"optimizer/new": 1.0, tags.DEVICE_POWER: 1.0})
@@ -102,6 +110,7 @@ def test_the_page_has_a_row_of_five_cells_for_each_tag() -> None:
     assert len(rows) == len(tags.TABLE)
     assert all(row.count("|") == 6 for row in rows)
     assert any(row.startswith("| `moe/expert_imbalance/layer_NNN` | ratio |") for row in rows)
+    assert any(row.startswith("| `muon/update_rms/KIND` | 1 |") for row in rows)
 
 
 def test_the_command_prints_and_writes_the_page(tmp_path: Path) -> None:

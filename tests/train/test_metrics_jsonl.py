@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from metrics_records import DEVICE_VALUES, bare_record, full_record
+from metrics_records import EXTRA, bare_record, full_record
 
 from k2_megatron.errors import UserError
 from k2_megatron.train import tags
@@ -54,7 +54,7 @@ def test_a_line_holds_the_record_exactly(tmp_path: Path) -> None:
             "expert_imbalance_max": 2.0,
             "expert_bias_range": {"1": 0.75, "2": 0.125},
             "expert_bias_range_max": 0.75,
-            "extra": DEVICE_VALUES,
+            "extra": EXTRA,
         }
     ]
 
@@ -70,13 +70,13 @@ def test_the_page_names_the_right_key_for_each_tag() -> None:
     record = full_record(2)
     line, values = strict(to_line(record)), scalars(record)
     for row in tags.TABLE:
-        key = row.key.replace("LAYER", "1")
+        key = row.key.replace("LAYER", "1").replace("NNN", "001").replace("KIND", "router")
         found: Any = line
         for plain, quoted in re.findall(r'\.(\w+)|\["([^"]+)"\]', key.split(" / ")[0]):
             found = found[plain or quoted]
         if " / " in key:
             found /= line[key.split(" / .")[1]]
-        assert values[row.name.format(layer=1)] == found, row.name
+        assert values[row.name.format(layer=1, kind="router")] == found, row.name
 
 
 @pytest.mark.parametrize(

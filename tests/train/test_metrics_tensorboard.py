@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from metrics_records import DEVICE_VALUES, bare_record, full_record
+from metrics_records import EXTRA, bare_record, full_record
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
@@ -34,7 +34,7 @@ EXPECTED = {
     "moe/expert_bias_range/layer_001": 0.75,
     "moe/expert_bias_range/layer_002": 0.125,
     "moe/expert_bias_range_max": 0.75,
-    **DEVICE_VALUES,
+    **EXTRA,
 }
 
 

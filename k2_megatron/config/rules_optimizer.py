@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-field rules about the optimizer. Each function is named for what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from k2_megatron.config.config import Config
+from k2_megatron.config.refusal import Refusal
+
+
+def refuse_heads_apart_in_whole_blocks(config: Config) -> Iterable[Refusal]:
+    """A head of q_up or kv_up is a part of each of its blocks, which must be apart first."""
+    optimizer = config.optimizer
+    apart = optimizer.muon_split_q_up and optimizer.muon_split_kv_up
+    if optimizer.type == "muonclip" and optimizer.muon_per_head and not apart:
+        yield Refusal(
+            (
+                "optimizer.muon_per_head",
+                "optimizer.muon_split_q_up",
+                "optimizer.muon_split_kv_up",
+            ),
+            "false, or both splits true as well",
+            "heads are divided within blocks that are apart",
+        )
+
+
+OPTIMIZER_RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
+    refuse_heads_apart_in_whole_blocks,
+)

@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""The entry to Newton-Schulz: which form, in which dtype, with which products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from k2_megatron.kernels.newton_schulz.gram import (
+    SymmetricProduct,
+    full_product,
+    newton_schulz_gram,
+)
+from k2_megatron.kernels.newton_schulz.reference import (
+    K2_COEFFICIENTS,
+    Triple,
+    coefficients_of_steps,
+    newton_schulz_plain,
+)
+from torch import Tensor
+
+# A smaller matrix is done sooner than its kernels are launched, and the plain form has fewer.
+MIN_GRAM_SIZE = 1024
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The compute dtype to train with: float16 on CUDA, bfloat16 elsewhere."""
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
+def orthogonalise(
+    matrices: Tensor,
+    *,
+    steps: int = 5,
+    coefficients: Triple | Sequence[Triple] = K2_COEFFICIENTS,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Bring the singular values of each matrix near 1 by Newton-Schulz.
+
+    Args:
+        matrices: fp32, bf16 or fp16 [n, rows, cols]; left as they are.
+        steps: of the iteration.
+        coefficients: (a, b, c), or one such triple a step; in float16 they must keep singular
+            values under 2.
+        dtype: what is computed in. float32 and bfloat16: the plain form (float32 products obey
+            `torch.set_float32_matmul_precision`). float16: the faster Gram form where neither rows
+            nor columns are few, on CUDA with the symmetric products in Triton; it errs less than
+            bfloat16. None: `fast_dtype` of the device.
+
+    Returns:
+        [n, rows, cols] in the dtype of `matrices`, contiguous; a zero matrix gives zeros.
+    """
+    assert matrices.dim() == 3 and matrices.is_floating_point()
+    triples = coefficients_of_steps(coefficients, steps)
+    dtype = dtype or fast_dtype(matrices.device)
+    if dtype == torch.float16 and min(matrices.shape[1:]) >= MIN_GRAM_SIZE:
+        return newton_schulz_gram(matrices, triples, dtype, _symmetric_product(matrices.device))
+    return newton_schulz_plain(matrices, triples, dtype).contiguous()
+
+
+def _symmetric_product(device: torch.device) -> SymmetricProduct:
+    if device.type != "cuda":
+        return full_product
+    # Triton is there only where CUDA is.
+    from k2_megatron.kernels.newton_schulz.symmetric import symmetric_product
+
+    return symmetric_product
