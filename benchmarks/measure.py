@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 SEQ_LENGTH = 4096
 VOCAB_SIZE = 32768
+INIT_STD = 0.006
 
 
 @dataclass(frozen=True, kw_only=True)

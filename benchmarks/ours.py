@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from measure import SEQ_LENGTH, VOCAB_SIZE, Slice, add_slice_arguments, measure, wait_for_turn
+from measure import (
+    INIT_STD,
+    SEQ_LENGTH,
+    VOCAB_SIZE,
+    Slice,
+    add_slice_arguments,
+    measure,
+    wait_for_turn,
+)
 
 from k2_megatron.config.loader import load_config
 from k2_megatron.platform.select import current_platform
@@ -32,6 +40,7 @@ def build(args: argparse.Namespace) -> Session:
         "model.num_layers": shape.layers,
         "model.num_experts": shape.experts,
         "model.vocab_size": VOCAB_SIZE,
+        "model.init_method_std": INIT_STD,
         "parallel.tensor_model_parallel_size": shape.tp,
         "parallel.pipeline_model_parallel_size": shape.pp,
         "parallel.expert_model_parallel_size": shape.ep,
@@ -62,26 +71,31 @@ def main() -> None:
     given = args.overrides
     for name in args.optimizers.split(","):
         args.overrides = [*given, f"optimizer.type={'muonclip' if name == 'muon' else 'adamw'}"]
-        result = {"optimizer": name, **run(args, with_optimizer=name != "none")}
-        forget()
+        session = build(args)
+        result = {"optimizer": name, **run(session, args, with_optimizer=name != "none")}
+        forget(session)
         if dist.get_rank() == dist.get_world_size() - 1:
             print(json.dumps(result))
     dist.destroy_process_group()
 
 
-def forget() -> None:
-    """Free the last session's memory and groups."""
+def forget(session: Session) -> None:
+    """Free a session's memory and groups; hooks of DistributedDataParallel keep it from dying."""
     from k2_megatron.parallel import megatron_state
 
     megatron_state.destroy()
+    for chunk in session.model.chunks:
+        for buffer in chunk.buffers + chunk.expert_parallel_buffers:
+            for data in (buffer.grad_data, buffer.param_data):
+                data.untyped_storage().resize_(0)
+    session.optimizer.__dict__.clear()
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
 
 
-def run(args: argparse.Namespace, *, with_optimizer: bool) -> dict[str, Any]:
-    """Measure one session, and forget it."""
-    session = build(args)
+def run(session: Session, args: argparse.Namespace, *, with_optimizer: bool) -> dict[str, Any]:
+    """Measure one session."""
     from k2_megatron.train.step import forward_backward, train_step
 
     positions = torch.arange(SEQ_LENGTH, device="cuda")[None]

@@ -19,7 +19,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from measure import SEQ_LENGTH, VOCAB_SIZE, Slice, add_slice_arguments, measure, wait_for_turn
+from measure import (
+    INIT_STD,
+    SEQ_LENGTH,
+    VOCAB_SIZE,
+    Slice,
+    add_slice_arguments,
+    measure,
+    wait_for_turn,
+)
 
 
 def stand_in_for_apex() -> None:
@@ -182,6 +190,10 @@ def build_chunks(shape: Slice, recompute: list[str]) -> list[Any]:
             vp_stage=stage,
         )
         model = model.cuda().bfloat16()
+        for parameter in model.parameters():
+            # As ours: how evenly a router spreads its tokens depends on it, and so does the time.
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=INIT_STD)
         chunks.append(DistributedDataParallel(config, ddp, model, disable_bucketing=index > 0))
     return chunks
 

@@ -41,18 +41,21 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--sides", default=",".join(map(str, range(len(SIDES)))))
+    parser.add_argument("--optimizers", default="none", help=f"of {','.join(OPTIMIZERS)}")
     args, rest = parser.parse_known_args()
-    chosen = [list(SIDES)[int(index)] for index in args.sides.split(",")]
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    optimizers = args.optimizers.split(",")
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {
+        (optimizer, side): [] for optimizer in optimizers for side in SIDES
+    }
     waiting = [
-        (name, start([*SIDES[name], *rest], args.gpus))
+        (side, start([script, "--optimizers", args.optimizers, *rest], args.gpus))
         for _ in range(args.turns)
-        for name in chosen
+        for side, script in SIDES.items()
     ]
-    for name, ranks in waiting:
-        results[name].append(turn(name, ranks))
-        print(f"{name}: {1e3 * results[name][-1]['seconds']:.1f} ms", flush=True)
+    for side, ranks in waiting:
+        for found in turn(side, ranks):
+            results[found["optimizer"], side].append(found)
+            print(f"{side}, {found['optimizer']}: {1e3 * found['seconds']:.1f} ms", flush=True)
     layers, experts = option(rest, "--layers", 2), 24 * option(rest, "--ep", 1)
     model = model_from_preset(
         "kimi-k2",

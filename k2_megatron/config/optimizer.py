@@ -19,7 +19,9 @@ class OptimizerConfig:
     """
 
     type: Literal["adamw", "muonclip"] = option(
-        "adamw", "Update rule. K2 was trained with muonclip. Report section 2.1."
+        "muonclip",
+        "Update rule. muonclip: K2's, AdamW for embedding, output and norm gains only. adamw: for "
+        "all parameters. Report section 2.1.",
     )
     weight_decay: float = option(
         0.1,

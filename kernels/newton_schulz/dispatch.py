@@ -20,8 +20,9 @@ from k2_megatron.kernels.newton_schulz.reference import (
 )
 from torch import Tensor
 
-# A smaller matrix is done sooner than its kernels are launched, and the plain form has fewer.
-MIN_GRAM_SIZE = 1024
+# Less work than this, of a batch in the plain form, is done sooner than its kernels are launched,
+# and the plain form has fewer. About 2 ms on an H100.
+MIN_GRAM_FLOPS = 1e12
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -44,19 +45,25 @@ def orthogonalise(
         coefficients: (a, b, c), or one such triple a step; in float16 they must keep singular
             values under 2.
         dtype: what is computed in. float32 and bfloat16: the plain form (float32 products obey
-            `torch.set_float32_matmul_precision`). float16: the faster Gram form where neither rows
-            nor columns are few, on CUDA with the symmetric products in Triton; it errs less than
+            `torch.set_float32_matmul_precision`). float16: the faster Gram form where there is
+            enough to do, on CUDA with the symmetric products in Triton; it errs less than
             bfloat16. None: `fast_dtype` of the device.
 
     Returns:
-        [n, rows, cols] in the dtype of `matrices`, contiguous; a zero matrix gives zeros.
+        [n, rows, cols] in the compute dtype, contiguous; a zero matrix gives zeros.
     """
     assert matrices.dim() == 3 and matrices.is_floating_point()
     triples = coefficients_of_steps(coefficients, steps)
     dtype = dtype or fast_dtype(matrices.device)
-    if dtype == torch.float16 and min(matrices.shape[1:]) >= MIN_GRAM_SIZE:
+    if dtype == torch.float16 and plain_flops(matrices.shape, steps) >= MIN_GRAM_FLOPS:
         return newton_schulz_gram(matrices, triples, dtype, _symmetric_product(matrices.device))
-    return newton_schulz_plain(matrices, triples, dtype).contiguous()
+    return newton_schulz_plain(matrices, triples, dtype)
+
+
+def plain_flops(shape: Sequence[int], steps: int) -> float:
+    """FLOPs of the plain form on matrices [n, rows, cols]."""
+    small, large = sorted(shape[1:])
+    return float(steps * shape[0] * (4 * small**2 * large + 2 * small**3))
 
 
 def _symmetric_product(device: torch.device) -> SymmetricProduct:

@@ -16,7 +16,7 @@ and as r <= c, fewer segments are never dearer.
 
 Rounding bounds L. A is rounded relative to its largest eigenvalue, and where singular values are
 small, a step multiplies that error by a a, 12 with K2's a = 3.4445. In float16, five steps as
-3 + 2 err five to ten times less than the plain form in bfloat16, nearly low-rank matrices
+3 + 2 err three to ten times less than the plain form in bfloat16, nearly low-rank matrices
 included; in one segment they err more on those (tests/kernels/test_newton_schulz.py).
 """
 
@@ -26,14 +26,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from k2_megatron.kernels.newton_schulz.reference import Triple, normalised, scale_of, unscaled
+from k2_megatron.kernels.newton_schulz.reference import Triple, normalised, scale_of
 from torch import Tensor
 
 MAX_SEGMENT = 3
-
-# A is held multiplied by this, in every dtype: most of its entries are too small for float16, its
-# eigenvalues are the squares of X's singular values.
-GRAM_SCALE = 2.0**9
 
 
 class SymmetricProduct(Protocol):
@@ -112,28 +108,29 @@ def newton_schulz_gram(
         product: computes the symmetric products.
 
     Returns:
-        [n, rows, cols] in the dtype of `matrices`.
+        [n, rows, cols] in `dtype`.
     """
     x = normalised(matrices, dtype)
     tall = x.shape[1] > x.shape[2]
     size = min(x.shape[1:])
     squares = [x.new_empty((x.shape[0], size, size)) for _ in range(4)]
     folded = torch.empty_like(x)
-    done = 0
-    for length in segment_lengths(len(coefficients)):
+    done, last = 0, len(coefficients)
+    for length in segment_lengths(last):
         gram = squares[0]
-        product(x, x, gram, columns=tall, alpha=GRAM_SCALE * scale_of(dtype) ** -2)
+        product(x, x, gram, columns=tall, alpha=scale_of(dtype) ** -2)
         q = _polynomial_of_segment(squares, coefficients[done : done + length], product)
-        torch.bmm(*((x, q) if tall else (q, x)), out=folded)
-        x, folded = folded, x
         done += length
-    return unscaled(x, matrices.dtype)
+        factor = 1 / scale_of(dtype) if done == last else 1.0
+        folded.baddbmm_(*((x, q) if tall else (q, x)), beta=0, alpha=factor)
+        x, folded = folded, x
+    return x
 
 
 def _polynomial_of_segment(
     squares: list[Tensor], coefficients: Sequence[Triple], product: SymmetricProduct
 ) -> Tensor:
-    """Q of some steps from A times GRAM_SCALE, which is the first of four buffers [n, r, r].
+    """Q of some steps from A, which is the first of four buffers [n, r, r].
 
     All four are overwritten; Q is one of them.
     """
@@ -141,8 +138,7 @@ def _polynomial_of_segment(
     q: Tensor | None = None
     for index, (a, b, c) in enumerate(coefficients):
         p = free.pop()
-        alpha, beta = c / GRAM_SCALE**2, b / GRAM_SCALE
-        product(gram, gram, p, addend=gram, alpha=alpha, beta=beta, gamma=a)
+        product(gram, gram, p, addend=gram, alpha=c, beta=b, gamma=a)
         spare = free.pop()
         if index + 1 < len(coefficients):
             product(p, gram, spare)

@@ -27,6 +27,10 @@ NORM_EPSILON = 1e-7
 # K2's coefficients stay under 1.3.
 FLOAT16_SCALE = 2.0**7
 
+# PyTorch's broadcasting division with a cast reaches half of the memory bandwidth, but is launched
+# sooner.
+MIN_TRITON_ELEMENTS = 2**26
+
 
 def coefficients_of_steps(
     coefficients: Triple | Sequence[Triple], steps: int
@@ -51,18 +55,14 @@ def normalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """
     wide = torch.promote_types(matrices.dtype, torch.float32)
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True, dtype=wide)
+    divisors = norms.mul_(1 / scale_of(dtype)).add_(NORM_EPSILON / scale_of(dtype))
+    if matrices.is_cuda and matrices.is_contiguous() and matrices.numel() >= MIN_TRITON_ELEMENTS:
+        # Triton is there only where CUDA is.
+        from k2_megatron.kernels.newton_schulz.scaling import divided
+
+        return divided(matrices, divisors, dtype)
     out = torch.empty(matrices.shape, dtype=dtype, device=matrices.device)
-    return torch.mul(matrices, scale_of(dtype) / (norms + NORM_EPSILON), out=out)
-
-
-def unscaled(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """X without its `scale_of`, in `dtype`."""
-    scale = scale_of(x.dtype)
-    if scale == 1.0:
-        return x.to(dtype)
-    # A factor of three dimensions makes the product fp32; a Python number would round to x.dtype.
-    factor = torch.full((1, 1, 1), 1 / scale, device=x.device)
-    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=dtype, device=x.device))
+    return torch.div(matrices, divisors, out=out)
 
 
 def newton_schulz_plain(
@@ -76,15 +76,18 @@ def newton_schulz_plain(
         dtype: float64, float32, bfloat16 or float16.
 
     Returns:
-        [n, rows, cols] in the dtype of `matrices`.
+        [n, rows, cols] in `dtype`.
     """
     x = normalised(matrices, dtype)
     tall = x.shape[1] > x.shape[2]
-    if tall:
-        x = x.mT
-    gram = x.new_empty((x.shape[0], x.shape[1], x.shape[1]))
-    for a, b, c in coefficients:
-        gram.baddbmm_(x, x.mT, beta=0, alpha=scale_of(dtype) ** -2)
+    size = min(x.shape[1:])
+    gram = x.new_empty((x.shape[0], size, size))
+    scale, unscale = scale_of(dtype), 1.0
+    for step, (a, b, c) in enumerate(coefficients, 1):
+        if step == len(coefficients):
+            unscale = 1 / scale
+        gram.baddbmm_(*((x.mT, x) if tall else (x, x.mT)), beta=0, alpha=scale**-2)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    return unscaled(x.mT if tall else x, matrices.dtype)
+        pair = (x, polynomial) if tall else (polynomial, x)
+        x = torch.baddbmm(x, *pair, beta=a * unscale, alpha=unscale)
+    return x

@@ -64,6 +64,7 @@ class Exchange:
         group: dist.ProcessGroup,
         *,
         dtype: torch.dtype,
+        result_dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         """Work out who sends what to whom.
@@ -72,10 +73,13 @@ class Exchange:
             rounds: of the placement.
             holdings: of every rank of `group`, in rank order.
             group: all ranks of the pipeline stage.
-            dtype: what travels.
+            dtype: of what travels to the owners.
+            result_dtype: of what travels back; as wide.
             device: where the shards are.
         """
+        assert dtype.itemsize == result_dtype.itemsize
         self._group, self._dtype, self._device = group, dtype, device
+        self._result_dtype = result_dtype
         self._rounds = [_round(chosen, holdings, group.rank()) for chosen in rounds]
 
     def __len__(self) -> int:
@@ -103,7 +107,7 @@ class Exchange:
         def fill(outgoing: torch.Tensor) -> None:
             _for_each(outgoing, side.sends, lambda number, _, __, values: pack(number, values))
 
-        finish = self._exchange(side, fill)
+        finish = self._exchange(side, fill, self._dtype)
         return lambda: self._assemble(index, finish())
 
     def scatter(
@@ -127,7 +131,7 @@ class Exchange:
 
             _for_each(outgoing, side.sends, write)
 
-        finish = self._exchange(side, fill)
+        finish = self._exchange(side, fill, self._result_dtype)
 
         def results() -> list[tuple[int, torch.Tensor]]:
             found: list[tuple[int, torch.Tensor]] = []
@@ -141,12 +145,12 @@ class Exchange:
         return results
 
     def _exchange(
-        self, side: _Side, fill: Callable[[torch.Tensor], None]
+        self, side: _Side, fill: Callable[[torch.Tensor], None], dtype: torch.dtype
     ) -> Callable[[], torch.Tensor]:
         """One asynchronous all-to-all; the returned function waits for what arrives."""
         send_sizes, receive_sizes = side.sizes(side.sends), side.sizes(side.receives)
-        outgoing = torch.empty(sum(send_sizes), dtype=self._dtype, device=self._device)
-        arriving = torch.empty(sum(receive_sizes), dtype=self._dtype, device=self._device)
+        outgoing = torch.empty(sum(send_sizes), dtype=dtype, device=self._device)
+        arriving = torch.empty(sum(receive_sizes), dtype=dtype, device=self._device)
         fill(outgoing)
         work = dist.all_to_all_single(
             arriving, outgoing, receive_sizes, send_sizes, group=self._group, async_op=True

@@ -45,7 +45,7 @@ class MuonClipOptions:
         momentum, nesterov: of Muon; M = momentum M + G, and G + momentum M is orthogonalised.
         ns_steps, ns_coefficients, ns_dtype: of Newton-Schulz; dtype as in `orthogonalise`.
         momentum_dtype: of the stored momentum.
-        wire_dtype: of directions and results that travel.
+        wire_dtype: of directions that travel.
         betas, eps: of AdamW.
         clip_grad: largest global gradient norm, 0 for no clipping.
         qk_threshold: tau.
@@ -64,6 +64,12 @@ class MuonClipOptions:
     clip_grad: float
     qk_threshold: float
     qk_clips: bool
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """Of results that travel: that of Newton-Schulz where it is as wide as the wire's."""
+        same_width = self.ns_dtype.itemsize == self.wire_dtype.itemsize
+        return self.ns_dtype if same_width else self.wire_dtype
 
 
 class MuonClip:
@@ -111,6 +117,7 @@ class MuonClip:
             self._matrices.holdings,
             topology.tp_dp_cp.group,
             dtype=options.wire_dtype,
+            result_dtype=options.result_dtype,
             device=device,
         )
         self._report = Report(

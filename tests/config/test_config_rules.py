@@ -116,7 +116,12 @@ NO_EFFECT = [
         )
     ],
     *[
-        (f"optimizer.{given}", [], "optimizer.type adamw (default)", "only type muonclip uses it")
+        (
+            f"optimizer.{given}",
+            ["optimizer.type=adamw"],
+            "optimizer.type adamw (=optimizer.type)",
+            "only type muonclip uses it",
+        )
         for given in (
             "muon_momentum=0.9",
             "muon_nesterov=true",
@@ -185,9 +190,10 @@ def test_setting_without_effect(tmp_path, override, others, cause, reason):
 
 def test_a_list_without_effect(tmp_path):
     override = "optimizer.muon_ns_coefficients=[1, 2, 3]"
-    assert problems(tmp_path, override) == [
+    assert problems(tmp_path, override, "optimizer.type=adamw") == [
         f"--set {override}: optimizer.muon_ns_coefficients: given a list of 3 items with "
-        "optimizer.type adamw (default); allowed: leaving it out; only type muonclip uses it"
+        "optimizer.type adamw (--set optimizer.type=adamw); allowed: leaving it out; only type "
+        "muonclip uses it"
     ]
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -179,10 +180,16 @@ def skipped_step(config_path: str, overrides: list[str]) -> dict[str, Any]:
 def _numbers(session: Session) -> list[torch.Tensor]:
     """Copies of all weights and all optimizer state."""
     found = [parameter.detach().clone() for parameter, _ in session.model.parameters()]
-    for inner in session.optimizer.state_dict()["inner"]:
-        for state in inner["state"]:
-            found += [value.clone() for value in state.values() if torch.is_tensor(value)]
-    return found
+    return [*found, *_tensors(session.optimizer.state_dict())]
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    """Copies of the tensors in nested dictionaries and lists."""
+    if torch.is_tensor(state):
+        yield state.clone()
+    elif isinstance(state, dict | list):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
 
 
 def train_with_evaluation(

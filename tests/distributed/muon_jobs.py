@@ -11,6 +11,7 @@ import torch.distributed as dist
 from k2_megatron.parallel.muonclip import optimizer as muonclip_module
 
 from k2_megatron.train.session import Session
+from tests.distributed.canonical import Rectangle
 from tests.distributed.jobs import build, parameters, steps
 
 
@@ -36,6 +37,7 @@ def train(
     outcomes = steps(session, 1, num_steps)
     return {
         "parameters": parameters(session.model),
+        "momenta": momenta(session),
         "grad_norms": [outcome.grad_norm for outcome in outcomes],
         "metrics": [dict(outcome.metrics) for outcome in outcomes],
         "orthogonalised": orthogonalised,
@@ -44,6 +46,24 @@ def train(
         "state_bytes": state_bytes(session),
         "rounds": len(session.optimizer._matrices.placement.rounds),  # type: ignore[attr-defined]
     }
+
+
+def momenta(session: Session) -> list[Rectangle]:
+    """This rank's momentum as rectangles of logical matrices."""
+    optimizer: Any = session.optimizer
+    found = []
+    for shard in optimizer._shards:
+        if shard.momentum is None:
+            continue
+        for fragment in shard.fragments(optimizer._assignment):
+            begin = fragment.begin - shard.begin
+            for rows, cols in fragment.rectangles:
+                shape = (rows[1] - rows[0], cols[1] - cols[0])
+                end = begin + shape[0] * shape[1]
+                values = shard.momentum[begin:end].view(shape).float().cpu().clone()
+                found.append((fragment.matrix, rows, cols, values))
+                begin = end
+    return found
 
 
 def _count_matrices() -> list[tuple[int, ...]]:

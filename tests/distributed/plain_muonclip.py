@@ -151,7 +151,13 @@ def train(config_path: str, overrides: list[str], num_steps: int) -> dict[str, A
         hot += sum(int((heads > tau).sum()) for heads in plain.visible.values())
         _write(session, rule.weights)
         session.router_bias.update()
-    return {"parameters": rule.weights, "grad_norms": norms, "hot": hot, "shapes": shapes}
+    return {
+        "parameters": rule.weights,
+        "momenta": rule.momenta,
+        "grad_norms": norms,
+        "hot": hot,
+        "shapes": shapes,
+    }
 
 
 def _write(session: Any, weights: dict[str, Matrix]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.distributed.canonical import assemble
-from tests.distributed.equality import CONFIG
+from tests.distributed.equality import CONFIG, GRADIENT
 from tests.distributed.harness import run_ranks
 from tests.distributed.layouts import Layout, all_layouts
 
@@ -80,6 +80,11 @@ def test_layout_equals_the_plain_rule(layout: Layout) -> None:
     assert 0 < one["hot"] < heads
     ranks = sharded(layout)
     assert_equal(ranks, one)
+    # Copies of a momentum, which tensor ranks hold, must be equal; `assemble` looks.
+    shapes = {key: tuple(matrix.shape) for key, matrix in one["momenta"].items()}
+    found = assemble([result["momenta"] for result in ranks], shapes)
+    for key, matrix in one["momenta"].items():
+        torch.testing.assert_close(found[key], matrix, **GRADIENT)
     # Each logical matrix once a step over all ranks, whatever is copied or cut.
     matrices = [shape for key, shape in one["shapes"].items() if shape[1] > 1]
     expected = sorted(shape for shape in matrices if shape != one["shapes"]["embedding"])
@@ -129,3 +134,29 @@ def test_many_small_rounds_equal_the_plain_rule(layout: Layout) -> None:
 def test_overlapped_reduction_and_gather_change_nothing(overrides: tuple[str, ...]) -> None:
     layout = Layout(world_size=4, ep=2)
     assert_equal(sharded(layout, *overrides), plain())
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("fp32", 8), ("bf16", 6)])
+def test_state_is_one_master_and_one_momentum_sharded(dtype: str, expected: int) -> None:
+    """Bytes of each Muon parameter over all ranks, in a bf16 run."""
+    options = ("precision.dtype=bf16", f"optimizer.muon_momentum_dtype={dtype}")
+    for layout in (Layout(world_size=2), Layout(world_size=4, ep=2)):
+        ranks = sharded(layout, *options, num_steps=1)
+        shapes = ranks[0]["shapes"]
+        tables = ("embedding", "output")
+        count = sum(r * c for key, (r, c) in shapes.items() if c > 1 and key not in tables)
+        assert sum(result["state_bytes"]["muon_elements"] for result in ranks) == count
+        assert sum(result["state_bytes"]["muon_bytes"] for result in ranks) == expected * count
+
+
+def test_bf16_run_follows_the_fp32_run() -> None:
+    """Newton-Schulz, wire and weights in bf16: the first steps' losses and norms stay near.
+
+    bf16 weights of some 0.02 are off by 2^-9 of themselves, and a norm is a sum over all of them.
+    """
+    layout = Layout(world_size=4, tp=2, etp=2)
+    fp32, bf16 = (sharded(layout, f"precision.dtype={dtype}") for dtype in ("fp32", "bf16"))
+    assert bf16[0]["grad_norms"] == pytest.approx(fp32[0]["grad_norms"], rel=2e-2)
+    for kind, rms in bf16[0]["metrics"][-1].items():
+        if kind.startswith("muon/update_rms/"):
+            assert rms == pytest.approx(fp32[0]["metrics"][-1][kind], rel=2e-2), kind

@@ -15,11 +15,15 @@ from tests.distributed.layouts import Layout
 CONFIG = str(Path(__file__).with_name("small.yaml"))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muonclip"])
 @pytest.mark.parametrize("layout", [Layout(world_size=1), Layout(world_size=2, ep=2)], ids=str)
-def test_a_non_finite_gradient_skips_the_step_and_the_router_bias(layout: Layout) -> None:
+def test_a_non_finite_gradient_skips_the_step_and_the_router_bias(
+    layout: Layout, optimizer: str
+) -> None:
     """Weights, moments and selection biases stay as they were, and the next step goes on."""
+    options = [*layout.overrides(), f"optimizer.type={optimizer}"]
     for result in run_ranks(
-        "skipped_step", layout.world_size, config_path=CONFIG, overrides=layout.overrides()
+        "skipped_step", layout.world_size, config_path=CONFIG, overrides=options
     ):
         assert result["skipped"] == [False, True, False]
         assert result["unchanged"]

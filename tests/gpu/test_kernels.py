@@ -139,15 +139,15 @@ def test_gram_form_in_triton_errs_less_than_the_published_recipe(
     assert error(result, exact) < recipe / 2
 
 
-@pytest.mark.parametrize("shape", [(2, 1024, 1536), (2, 1536, 1024), (2, 512, 640)], ids=str)
+@pytest.mark.parametrize("shape", [(8, 2048, 3072), (8, 3072, 2048), (2, 512, 640)], ids=str)
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_entry_on_a_gpu(shape: tuple[int, int, int], given: torch.dtype) -> None:
-    """By default float16, in Triton where large: near float64, zeros and dtype kept, repeatable."""
+    """By default float16, in Triton where large: near float64, zeros kept, repeatable."""
     matrices = normal(*shape).to(given)
     matrices[1] = 0
     result = orthogonalise(matrices)
     exact = newton_schulz_plain(matrices.double(), FIVE, torch.float64)
-    assert result.dtype == given and result.is_contiguous()
+    assert result.dtype == torch.float16 and result.is_contiguous()
     assert error(result, exact) < 6e-3
     assert torch.equal(result[1], torch.zeros_like(result[1]))
     assert torch.equal(result, orthogonalise(matrices))

@@ -124,6 +124,16 @@ def test_gram_form_in_float16_errs_less_than_the_published_recipe(matrices: torc
     assert error(newton_schulz_gram(matrices, FIVE, torch.float16), exact) < recipe / 2
 
 
+@pytest.mark.parametrize("form", [newton_schulz_plain, newton_schulz_gram])
+def test_float16_keeps_rows_that_are_small_beside_others(form) -> None:  # type: ignore[no-untyped-def]
+    """Entries near 5e-7, for which unscaled float16 has three bits."""
+    matrices = normal(1, 64, 448)
+    matrices[:, 1:] *= 1e-5
+    exact = newton_schulz_plain(matrices.double(), FIVE, torch.float64)
+    result = form(matrices, FIVE, torch.float16)
+    assert error(result[:, 1:], exact[:, 1:]) < 1e-2
+
+
 def test_five_steps_in_one_segment_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why X is folded on the way."""
     matrices = nearly_low_rank(2, 128, 448, 0.1)
@@ -187,19 +197,23 @@ def test_batch_is_its_matrices(form) -> None:  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, None])
-def test_entry_keeps_dtype_and_input(given: torch.dtype, dtype: torch.dtype | None) -> None:
+def test_entry_gives_the_compute_dtype_and_keeps_its_input(
+    given: torch.dtype, dtype: torch.dtype | None
+) -> None:
     stored = normal(2, 40, 24).to(given)
     view = stored.mT
     before = stored.clone()
     result = orthogonalise(view, dtype=dtype)
-    assert result.dtype == given and result.shape == view.shape and result.is_contiguous()
+    assert result.dtype == (dtype or torch.bfloat16)
+    assert result.shape == view.shape and result.is_contiguous()
     assert torch.equal(stored, before)
     # Another order of summation in the norm, which may round everything else differently.
     assert error(result, orthogonalise(view.contiguous(), dtype=dtype).double()) < 1e-2
 
 
 def test_entry_takes_the_form_that_the_dtype_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("k2_megatron.kernels.newton_schulz.dispatch.MIN_GRAM_SIZE", 32)
+    # Between the work of the large and of the small matrix below.
+    monkeypatch.setattr("k2_megatron.kernels.newton_schulz.dispatch.MIN_GRAM_FLOPS", 1.1e6)
     large, small = normal(1, 32, 40), normal(1, 40, 31)
     for matrices, dtype, form in [
         (large, torch.float16, newton_schulz_gram),
