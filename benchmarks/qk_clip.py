@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """QK-Clip at work: a run whose attention logits explode under plain Muon, and the same with clip.
 
-    python3 benchmarks/qk_clip.py [--out docs/qk_clip.png]
+    python3 benchmarks/qk_clip.py [--out docs/images/qk-clip.png]
 
 Trains the tiny K2 of examples/ twice on a CPU, some three minutes on two cores: the learning rate
 is more than ten times the example's and there is no weight decay. Needs the corpus that
@@ -38,7 +38,7 @@ RUNS = {"plain Muon": "observe", "MuonClip": "clip"}
 def main() -> None:
     """Train both, draw, and print the end of each."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "qk_clip.png")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "qk-clip.png")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         processes = [train(Path(folder), mode) for mode in RUNS.values()]
