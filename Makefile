@@ -7,7 +7,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: train test check clean help
+.PHONY: train test soak check clean help
 
 CONFIG ?= examples/configs/k2-tiny.yaml
 # The tiny model has two pipeline stages; one GPU holds both.
@@ -30,6 +30,10 @@ train: $(STAMP) ## train the tiny Kimi K2 on this machine
 
 test: $(STAMP) ## run every test that needs no GPU
 	$(BIN)/python -m pytest -q -m "not gpu and not multi_gpu"
+
+soak: $(STAMP) ## kill -9 and resume 32 times, go from 40 layouts to others
+	K2_MEGATRON_SOAK_KILLS=32 K2_MEGATRON_SOAK_PAIRS=40 $(BIN)/python -m pytest -q -s \
+	    tests/distributed/test_kills.py tests/distributed/test_any_layout.py
 
 # mypy finds a module by its folder, and our rooms are named differently once installed:
 # it reads a built tree, and its messages get the names of the source back.

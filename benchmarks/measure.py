@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import statistics
 import sys
@@ -68,6 +69,9 @@ def measure(
     generator = torch.Generator().manual_seed(1 + dist.get_rank() // (shape.tp * shape.pp))
     size = (args.micro_batches, 1, SEQ_LENGTH)
     batches = list(torch.randint(VOCAB_SIZE, size, generator=generator).cuda())
+    # Python's collector would stop the host at moments that depend on how much it has imported.
+    gc.collect()
+    gc.freeze()
     resident = torch.cuda.memory_allocated()
     seconds, launches = [], []
     for index in range(args.steps + 3):

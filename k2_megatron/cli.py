@@ -18,6 +18,8 @@ from k2_megatron.errors import TopologyError, UserError
 from k2_megatron.launch.ranks import RankInfo, check_local_ranks, launched_rank
 from k2_megatron.launch.signals import PARENT_PIPE, StopSignals, stop_with_parent
 from k2_megatron.launch.spawn import USER_ERROR, spawn
+from k2_megatron.launch.submit import add_launch_options, run_launch
+from k2_megatron.planner.cli import add_plan_options, run_plan
 from k2_megatron.planner.parameters import count_parameters
 
 BY_KEYBOARD = 130
@@ -70,6 +72,24 @@ def _parser(*, with_data: bool) -> argparse.ArgumentParser:
     )
     _add_config(validate)
     validate.set_defaults(run=_validate)
+    plan = commands.add_parser(
+        "plan",
+        help="memory, layout, communication and time of a run, without a GPU",
+        description="Tell what CONFIG needs on GPUs that need not be there: memory by pipeline "
+        "rank, bytes sent, placement of the optimizer's work, an estimate of the time of a step.",
+    )
+    _add_config(plan)
+    add_plan_options(plan)
+    plan.set_defaults(run=run_plan)
+    launch = commands.add_parser(
+        "launch",
+        help="submit a run to SLURM, or print its sbatch script",
+        description="Submit the run of CONFIG as the SLURM job that its section `cluster` "
+        "describes. It requeues itself after a time limit or preemption and goes on.",
+    )
+    _add_config(launch)
+    add_launch_options(launch)
+    launch.set_defaults(run=run_launch)
     if with_data:
         # Imports numpy and the tokenizers' modules, which nothing else here needs.
         from k2_megatron.data.cli import add_data_parser, run_data

@@ -2,17 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """How megatron-core cuts a chunk's parameters into flat buckets and shards. Integers, no torch.
 
-A model of `param_and_grad_buffer.py:608` that the planner needs before there is any rank. Parameters
-lie in the reverse of module order, each from a multiple of 64 elements on; a bucket ends at a
-multiple of the number of its ranks and of 128, and every rank owns an equal interval of it.
+A model of `param_and_grad_buffer.py:640-720`, which the planner needs before there is any rank.
+Parameters lie in the reverse of module order, each from a multiple of 64 elements on; a bucket ends
+at a multiple of the number of its ranks and of 128, and every rank owns an equal interval of it.
 `tests/parallel/test_buckets.py` compares it with the real buffers.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from k2_megatron.parallel.geometry import ParameterGeometry
 
@@ -45,7 +47,7 @@ class Bucket:
 def buffers(
     entries: Sequence[ParameterGeometry], *, expert_parallel: bool
 ) -> tuple[list[ParameterGeometry], list[ParameterGeometry]]:
-    """The parameters of a chunk's dense and expert buffer, in module order.
+    """The parameters of a chunk's dense and expert buffer.
 
     Without expert parallelism the experts lie among the other parameters
     (distributed_data_parallel.py:131).
@@ -70,23 +72,54 @@ def bucket_limit(
     return max(40_000_000, 1_000_000 * ways)
 
 
+def in_module_order(entries: Iterable[ParameterGeometry]) -> list[ParameterGeometry]:
+    """The order of `named_parameters()`, from which the geometry table differs in three places.
+
+    The final norm comes before MTP layers; attention registers its output projection first and
+    unfused norms last; grouped experts have all first projections before all second ones.
+    """
+    parts = ("embedding", "decoder", "mtp", "output_layer")
+    entries = sorted(entries, key=lambda entry: parts.index(entry.name.split(".")[0]))
+
+    def block(entry: ParameterGeometry) -> str:
+        found = re.match(r".*\.(self_attention|experts)\.", entry.name)
+        return found[0] if found else entry.name
+
+    def place(entry: ParameterGeometry) -> int:
+        if ".self_attention." in entry.name:
+            return 0 if ".linear_proj." in entry.name else 1 + ("layernorm." in entry.name)
+        return int(".experts.linear_fc2." in entry.name)
+
+    return [one for _, group in groupby(entries, key=block) for one in sorted(group, key=place)]
+
+
 def cut_into_buckets(
-    entries: Iterable[ParameterGeometry], ways: int, limit: int | None = None
+    entries: Iterable[ParameterGeometry],
+    ways: int,
+    limit: int | None = None,
+    *,
+    embedding_apart: bool = False,
 ) -> Iterator[Bucket]:
     """The buckets of one buffer.
 
     Args:
-        entries: parameters in the order of the modules' `named_parameters()`.
+        entries: parameters of one chunk in the order of the geometry table.
         ways: ranks that share the buffer.
         limit: as `bucket_limit` gives it.
+        embedding_apart: the word embedding has a bucket of its own, because MTP layers on another
+            pipeline rank have a copy of it.
     """
     found: list[tuple[ParameterGeometry, int]] = []
     end = 0
-    for entry in reversed(list(entries)):
+    for entry in reversed(in_module_order(entries)):
+        alone = embedding_apart and entry.name == "embedding.word_embeddings.weight"
+        if alone and found:
+            yield _close(found, end, ways)
+            found, end = [], 0
         begin = -(-end // _PARAMETER_ALIGNMENT) * _PARAMETER_ALIGNMENT
         end = begin + entry.shape[0] * entry.shape[1]
         found.append((entry, begin))
-        if limit is not None and end >= limit:
+        if alone or (limit is not None and end >= limit):
             yield _close(found, end, ways)
             found, end = [], 0
     if found:

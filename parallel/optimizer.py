@@ -5,14 +5,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from k2_megatron.parallel.flat_shards import FlatShard, flat_shards
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,21 @@ class StepResult:
     grad_norm: float
     skipped: bool
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardState:
+    """What an optimizer keeps of the part of one parameter that this rank owns.
+
+    Attributes:
+        parameter: the model parameter.
+        begin: first owned element of the flattened parameter.
+        tensors: [n] by kind, on the device; `weight` is the fp32 master.
+    """
+
+    parameter: torch.nn.Parameter
+    begin: int
+    tensors: dict[str, torch.Tensor]
 
 
 class Optimizer(Protocol):
@@ -46,11 +64,23 @@ class Optimizer(Protocol):
     def step(self) -> StepResult:
         """Clip, update this rank's shards and gather the parameters. Collective."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's shards: master weights, moments and step counts."""
+    def kinds(self, key: str) -> tuple[str, ...]:
+        """What is kept of a canonical matrix: `weight` and the names of its moments."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, on the same rank of the same layout."""
+    def shard_states(self) -> list[ShardState]:
+        """Everything of this rank that a later run needs, but for the number of steps.
+
+        The tensors are those of the optimizer: who loads fills them and calls `loaded`.
+        """
+
+    def num_updates(self) -> int | None:
+        """Updates that AdamW has made, for its bias correction; None where this rank has none."""
+
+    def loaded(self, num_updates: int) -> None:
+        """Take what `shard_states` was filled with: round it into the parameters of this rank.
+
+        The caller gathers the parameters.
+        """
 
 
 class AdamW:
@@ -93,7 +123,7 @@ class AdamW:
             clip_grad=clip_grad,
             overlap_param_gather=overlap,
         )
-        self._clip_grad = clip_grad
+        self._chunks, self._clip_grad = list(chunks), clip_grad
         self._wheel = get_megatron_optimizer(
             config, list(chunks), config_overrides={}, use_gloo_process_groups=False
         )
@@ -125,44 +155,71 @@ class AdamW:
         self._wheel.step_with_ready_grads()
         return StepResult(grad_norm=norm, skipped=False)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Per inner optimizer: fp32 shards in group order, and the moments of each."""
-        return {"inner": [_inner_state(inner) for inner in self._inner()]}
+    def kinds(self, key: str) -> tuple[str, ...]:
+        """Master weight and both moments of every matrix."""
+        return ("weight", *_MOMENTS)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the shards in place."""
-        for inner, saved in zip(self._inner(), state["inner"], strict=True):
-            _load_inner_state(inner, saved)
+    def shard_states(self) -> list[ShardState]:
+        """Master and moments of each shard that has elements; moments not begun are zeros."""
+        return [
+            ShardState(
+                parameter=flat.parameter,
+                begin=flat.begin,
+                tensors={"weight": shard.detach()} | {name: state[name] for name in _MOMENTS},
+            )
+            for flat, shard, state in self._shards()
+        ]
+
+    def num_updates(self) -> int | None:
+        """Steps counted by the inner optimizers.
+
+        Transformer Engine's FusedAdam counts steps in the group, PyTorch's AdamW per shard.
+        """
+        counts = {int(state["step"]) for _, _, state in self._shards() if "step" in state}
+        for inner in self._inner():
+            counts |= {int(g["step"]) for g in inner.optimizer.param_groups if "step" in g}
+        assert len(counts) <= 1, f"shards have counted different numbers of steps: {counts}"
+        return counts.pop() if counts else None
+
+    @torch.no_grad()
+    def loaded(self, num_updates: int) -> None:
+        """Set the step counts, and round the masters into this rank's part of the buckets."""
+        for flat, shard, state in self._shards():
+            if "step" in state:
+                # A tensor of its own for each shard: distrib_optimizer.py:821 lets shards share
+                # one, which AdamW then advances once a shard.
+                state["step"] = torch.full_like(state["step"], num_updates)
+            flat.weights.copy_(shard)
+        for inner in self._inner():
+            if not _counts_per_shard(inner.optimizer):
+                for group in inner.optimizer.param_groups:
+                    group["step"] = num_updates
+
+    def _shards(self) -> Iterator[tuple[FlatShard, torch.Tensor, dict[str, Any]]]:
+        """Every shard with elements: in the bucket, its master, and the state begun for it."""
+        owners = {
+            parameter: (inner, *place)
+            for inner in self._inner()
+            for parameter, place in inner.model_param_group_index_map.items()
+        }
+        for flat in flat_shards(self._chunks):
+            if flat.begin == flat.end:
+                continue
+            inner, group, order = owners[flat.parameter]
+            torch_optimizer = inner.optimizer
+            shard = torch_optimizer.param_groups[group]["params"][order]
+            assert shard.numel() == flat.end - flat.begin
+            state = torch_optimizer.state[shard]
+            if not state:
+                state |= {name: torch.zeros_like(shard.detach()) for name in _MOMENTS}
+                if _counts_per_shard(torch_optimizer):
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+            yield flat, shard, state
 
     def _inner(self) -> list[Any]:
         return [inner for inner in self._wheel.chained_optimizers if not inner.is_stub_optimizer]
 
 
-def _inner_state(inner: Any) -> dict[str, Any]:
-    torch_optimizer = inner.optimizer
-    shards = [p for group in torch_optimizer.param_groups for p in group["params"]]
-    return {
-        "master": [shard.detach() for shard in shards],
-        "state": [dict(torch_optimizer.state.get(shard, {})) for shard in shards],
-        # Transformer Engine's FusedAdam counts steps in the group, PyTorch's AdamW per shard.
-        "group_steps": [group.get("step") for group in torch_optimizer.param_groups],
-    }
-
-
-@torch.no_grad()
-def _load_inner_state(inner: Any, saved: dict[str, Any]) -> None:
-    torch_optimizer = inner.optimizer
-    shards = [p for group in torch_optimizer.param_groups for p in group["params"]]
-    for shard, master, state in zip(shards, saved["master"], saved["state"], strict=True):
-        shard.copy_(master)
-        # A tensor of its own for each shard, `step` too: distrib_optimizer.py:821 lets shards
-        # share one step tensor, which AdamW then advances once a shard.
-        torch_optimizer.state[shard] = {
-            name: value.to(shard.device if value.dim() else value.device, copy=True)
-            if torch.is_tensor(value)
-            else value
-            for name, value in state.items()
-        }
-    for group, steps in zip(torch_optimizer.param_groups, saved["group_steps"], strict=True):
-        if steps is not None:
-            group["step"] = steps
+def _counts_per_shard(torch_optimizer: Any) -> bool:
+    """Whether a step count is kept for each shard, as PyTorch's AdamW does."""
+    return isinstance(torch_optimizer, torch.optim.Adam)

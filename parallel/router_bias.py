@@ -69,6 +69,10 @@ class RouterBias:
         rows = self._loads.tolist()
         return {layer.index: row for layer, row in zip(self._layers, rows, strict=True)}
 
+    def tensors(self) -> dict[int, torch.Tensor]:
+        """The biases themselves, fp32 [num_experts], by layer index."""
+        return {layer.index: layer.router.expert_bias for layer in self._layers}
+
     def biases(self) -> dict[int, list[float]]:
         """Selection bias per expert by layer index, of this pipeline rank's layers."""
         if not self._layers:

@@ -7,7 +7,8 @@
 | kernels | torch, numpy, triton, Transformer Engine |
 | recompute, offload | kernels, torch, megatron |
 | parallel | kernels, torch, numpy, megatron; `layout` and `geometry*` neither torch nor megatron |
-| k2_megatron.config, k2_megatron.planner | each other and torch-free modules of parallel; yaml |
+| k2_megatron.config | planner, torch-free modules of parallel; yaml |
+| k2_megatron.planner | config, model.shape, torch-free modules of parallel |
 | the rest of k2_megatron | everything |
 
 Every room may import the two leaves of the spine: `k2_megatron.errors` and `k2_megatron.optional`.
@@ -37,7 +38,11 @@ MAY_IMPORT = {
     "k2_megatron.offload": {"k2_megatron.kernels", "torch", "megatron"},
     "k2_megatron.parallel": {"k2_megatron.kernels", "torch", "numpy", "megatron"},
     "k2_megatron.config": {"k2_megatron.planner", "k2_megatron.parallel", "yaml"},
-    "k2_megatron.planner": {"k2_megatron.config", "k2_megatron.parallel"},
+    "k2_megatron.planner": {
+        "k2_megatron.config",
+        "k2_megatron.parallel",
+        "k2_megatron.model.shape",
+    },
 }
 
 # Found through any chain of our own imports: `plan` and `validate` run where torch is absent.

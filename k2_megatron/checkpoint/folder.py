@@ -28,7 +28,7 @@ class Saved:
     path: Path
     """Folder of the checkpoint just saved."""
     size_bytes: int
-    """Bytes of all rank files together."""
+    """Bytes of all files but the manifest."""
     removed: tuple[Path, ...]
     """Older checkpoints and torn `.partial` folders that were removed."""
     warnings: tuple[str, ...]
@@ -85,10 +85,29 @@ def start_partial(folder: Path, step: int) -> None:
     partial.mkdir()
 
 
-def publish(folder: Path, manifest: Manifest, keep_last: int | None) -> Saved:
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Which checkpoints stay when a newer one is there; imported weights always do."""
+
+    last: int | None = None
+    """So many of the newest; None for all."""
+    every_steps: int | None = None
+    """Beside them those whose step is a multiple of it."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("keep_last", self.last), ("keep_every_steps", self.every_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; 1 or more, or None")
+
+    def keeps(self, step: int) -> bool:
+        """Whether a checkpoint stays however old it is."""
+        return step == 0 or (self.every_steps is not None and step % self.every_steps == 0)
+
+
+def publish(folder: Path, manifest: Manifest, keeping: Keeping) -> Saved:
     """Give the finished `.partial` folder its name, point `latest` at it, and prune.
 
-    Called by rank 0 alone, after every rank has synced its file.
+    Called by rank 0 alone, after every rank has synced its files.
 
     Raises:
         DamagedCheckpointError: a file in the manifest is not there in full.
@@ -109,7 +128,7 @@ def publish(folder: Path, manifest: Manifest, keep_last: int | None) -> Saved:
     partial.rename(final)
     sync_folder(folder)
     _point_latest(folder, final)
-    removed, warnings = _prune(folder, manifest.step, keep_last)
+    removed, warnings = _prune(folder, manifest.step, keeping)
     return Saved(path=final, size_bytes=manifest.size_bytes, removed=removed, warnings=warnings)
 
 
@@ -121,19 +140,18 @@ def _point_latest(folder: Path, checkpoint: Path | None) -> None:
         write_text_durably(folder / LATEST_NAME, checkpoint.name + "\n")
 
 
-def _prune(
-    folder: Path, newest: int, keep_last: int | None
-) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Remove torn saves and all but `keep_last` checkpoints up to and including step `newest`.
+def _prune(folder: Path, newest: int, keeping: Keeping) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Remove torn saves and the checkpoints up to and including step `newest` that need not stay.
 
     A checkpoint of a later step stays: it belongs to a course of the run that was abandoned because
     it is damaged, and may be wanted for a look.
     """
-    assert keep_last is None or keep_last >= 1
     doomed = list_partials(folder)
-    if keep_last is not None:
-        older = [path for step, path in list_steps(folder).items() if step <= newest]
-        doomed += older[:-keep_last]
+    if keeping.last is not None:
+        older = [step for step in list_steps(folder) if step <= newest]
+        doomed += [
+            step_path(folder, step) for step in older[: -keeping.last] if not keeping.keeps(step)
+        ]
     removed, warnings = [], []
     for path in doomed:
         try:

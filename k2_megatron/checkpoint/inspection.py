@@ -3,10 +3,12 @@
 """Describe a checkpoint and verify all of it, without torch and without the run that made it."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from k2_megatron.checkpoint.folder import list_steps
+from k2_megatron.checkpoint.index import INDEX_NAME, Index, check_tiling, read_index
 from k2_megatron.checkpoint.manifest import (
     MANIFEST_NAME,
     DamagedCheckpointError,
@@ -43,6 +45,7 @@ def inspect(path: Path) -> Inspection:
         f"format       version {manifest.format_version}",
         f"world size   {manifest.world_size}",
         f"size         {_size(manifest.size_bytes)} in {len(manifest.files)} files",
+        *_table("identity", manifest.identity),
         *_table("layout", manifest.layout),
         *_table("metadata", manifest.metadata),
         "files",
@@ -56,6 +59,13 @@ def inspect(path: Path) -> Inspection:
             state = "DAMAGED"
             problems.append(str(error))
         lines.append(f"  {name}  {_size(entry.size_bytes):>10}  sha256 {entry.sha256}  {state}")
+    if not problems:
+        index = read_index(path)
+        try:
+            check_tiling(index, f"{path / INDEX_NAME}")
+        except CheckpointError as error:
+            problems.append(str(error))
+        lines.append(f"matrices     {len(index.matrices)}, {_kinds(index)}")
     strangers = {file.name for file in path.iterdir()} - manifest.files.keys() - {MANIFEST_NAME}
     lines += [f"  {name}  not part of the checkpoint" for name in sorted(strangers)]
     return Inspection(text="\n".join(lines), problems=tuple(problems))
@@ -64,6 +74,12 @@ def inspect(path: Path) -> Inspection:
 def _table(title: str, values: dict[str, object]) -> list[str]:
     width = max(map(len, values), default=0)
     return [title, *(f"  {key:<{width}}  {json.dumps(value)}" for key, value in values.items())]
+
+
+def _kinds(index: Index) -> str:
+    """How many matrices there are of each kind."""
+    counts = Counter(name.split("/")[0] for name in index.matrices)
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
 def _size(num_bytes: int) -> str:

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint's manifest says: step, world size, layout, metadata, and the sum of every file.
+"""What a checkpoint's manifest says: step, identity, layout, metadata, and the sum of every file.
 
 The manifest carries a checksum of itself, so that a flipped bit in it reads as damage and never as
-another world size or layout. Nothing here imports torch.
+another model or step. Nothing here imports torch.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 from k2_megatron.checkpoint.durable import write_text_durably
 from k2_megatron.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -39,11 +39,15 @@ class Manifest:
     step: int
     world_size: int
     layout: dict[str, Any]
-    """The caller's description of who holds what; a load into another layout is refused."""
+    """The caller's description of who held what; a load into another layout is all right."""
+    identity: dict[str, Any]
+    """What the run is: a load into a run of another identity is refused."""
     metadata: dict[str, Any]
     """The caller's plain data, e.g. consumed samples, data fingerprint, digest of the config."""
     files: dict[str, FileEntry]
-    """File name -> what its bytes must be; one file a rank."""
+    """File name -> what its bytes must be."""
+    weights_only: bool = False
+    """Imported weights without a run: training starts from them at step 0."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -53,8 +57,13 @@ class Manifest:
 
 
 def rank_file_name(rank: int) -> str:
-    """Name the file of one rank, e.g. `rank_00003.pt`."""
+    """Name the file of what belongs to one rank alone, e.g. `rank_00003.pt`."""
     return f"rank_{rank:05d}.pt"
+
+
+def data_file_name(rank: int) -> str:
+    """Name the file of the parts of matrices that one rank wrote, e.g. `rank_00003.bin`."""
+    return f"rank_{rank:05d}.bin"
 
 
 def plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +118,13 @@ def read_manifest(checkpoint: Path) -> Manifest:
     return Manifest(**content)
 
 
+def file_entry(path: Path) -> FileEntry:
+    """Size and sha256 of a file; reads all of it."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(size_bytes=path.stat().st_size, sha256=sha256)
+
+
 def verify_size(checkpoint: Path, name: str, entry: FileEntry) -> None:
     """Check that a file is there with the size the manifest gives.
 
@@ -149,17 +165,16 @@ def verify_file(checkpoint: Path, name: str, entry: FileEntry) -> None:
         )
 
 
-def verify_owner(
-    checkpoint: Path, manifest: Manifest, world_size: int, layout: Mapping[str, Any]
-) -> None:
-    """Check that a checkpoint was saved by a run of this world size and layout.
+def verify_identity(checkpoint: Path, manifest: Manifest, identity: Mapping[str, Any]) -> None:
+    """Check that a checkpoint belongs to a run of this identity.
 
     Raises:
-        CheckpointError: it was not; the text lists each difference.
+        CheckpointError: it does not; the text lists each difference.
     """
     path = checkpoint / MANIFEST_NAME
-    saved = {"number of processes": manifest.world_size, **manifest.layout}
-    ours = {"number of processes": world_size, **plain(layout)}
+    saved, ours = manifest.identity, plain(identity)
+    if manifest.weights_only:  # how they will be trained is not theirs to say
+        ours = {key: value for key, value in ours.items() if key in saved}
     absent = "nothing"
     differences = [
         f"  {key}: {saved.get(key, absent)} in the checkpoint, {ours.get(key, absent)} in this run"
@@ -168,7 +183,7 @@ def verify_owner(
     ]
     if differences:
         raise CheckpointError(
-            "\n".join([f"{path}: saved with another model or layout:", *differences])
+            "\n".join([f"{path}: saved by another kind of run:", *differences])
             + "\nrestore these values to go on, or use another run.name to start anew"
         )
 

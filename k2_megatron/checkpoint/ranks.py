@@ -35,6 +35,14 @@ class Ranks:
         dist.all_gather_object(gathered, value, group=self.group)
         return gathered
 
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks to rank 0, nothing to the others."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[T] | None = [value] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, gathered, group=self.group, group_dst=0)
+        return gathered or []
+
     def together(self, doing: str, action: Callable[[], T]) -> list[T]:
         """Run `action` on every rank and return all results; one failure fails every rank.
 

@@ -1,24 +1,22 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Find the checkpoint to go on from, the same on every rank, and load this rank's part of it."""
+"""Find the checkpoint to go on from, the same on every rank, and load what this rank holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
+from k2_megatron.checkpoint.data_file import DataReader, Holding, matrix_name
 from k2_megatron.checkpoint.folder import list_partials, list_steps
+from k2_megatron.checkpoint.index import check_shapes, check_tiling, read_index
 from k2_megatron.checkpoint.manifest import (
     DamagedCheckpointError,
-    rank_file_name,
     read_manifest,
     verify_file,
-    verify_owner,
+    verify_identity,
 )
-from k2_megatron.checkpoint.rank_file import read_rank_file
 from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.errors import CheckpointError
 
@@ -33,38 +31,17 @@ class Resumable:
     """Texts for the log: newer checkpoints that are damaged, saves that did not finish."""
 
 
-def load(path: Path, *, rank: int, world_size: int, layout: Mapping[str, Any]) -> dict[str, Any]:
-    """Verify this rank's part of the checkpoint at `path` and return its payload, on the CPU.
+def find_resumable(folder: Path, ranks: Ranks, identity: Mapping[str, Any]) -> Resumable:
+    """Choose the newest checkpoint whose files are sound.
 
-    Not collective; `read_manifest(path).metadata` has what was saved beside the payload.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or the checkpoint belongs to another world
-            size, layout or format version; names the file, what was found and what was expected.
-    """
-    _verify(path, rank, world_size, layout)
-    return read_rank_file(path / rank_file_name(rank))
-
-
-def find_resumable(
-    folder: Path,
-    *,
-    rank: int,
-    world_size: int,
-    layout: Mapping[str, Any],
-    group: dist.ProcessGroup | None = None,
-) -> Resumable:
-    """Choose the newest checkpoint whose files are sound on every rank.
-
-    Collective over `group`: each rank reads and verifies its own file, the smallest choice is
-    taken, and looked at again by those that had a newer one, until all have the same.
+    Collective: the ranks divide the files of a checkpoint, read and verify them; the smallest
+    choice is taken, and looked at again by those that had a newer one, until all have the same.
 
     Raises:
         CheckpointError: on every rank, when checkpoints exist and all are damaged (going on from
-            step 0 would be a silent loss), or the newest whole one belongs to another world size,
-            layout or format version.
+            step 0 would be a silent loss), or the newest whole one belongs to a run of another
+            identity or has another format version.
     """
-    ranks = Ranks(rank, world_size, group)
     looking = f"looking in {folder} for a checkpoint to go on from"
     listings = ranks.together(looking, lambda: (list_steps(folder), list_partials(folder)))
     steps, torn = listings[0]
@@ -73,7 +50,7 @@ def find_resumable(
     def newest_sound(bound: int) -> int:
         for step in sorted((step for step in steps if step <= bound), reverse=True):
             if step not in state:
-                state[step] = _damage(steps[step], rank, world_size, layout)
+                state[step] = _damage(steps[step], ranks, identity)
             if state[step] is None:
                 return step
         return -1
@@ -97,18 +74,59 @@ def find_resumable(
     return Resumable(path=steps.get(chosen), warnings=tuple(damaged + unfinished))
 
 
-def _damage(path: Path, rank: int, world_size: int, layout: Mapping[str, Any]) -> str | None:
-    """Say what is damaged in this rank's part, or None where it is sound."""
+def load(
+    path: Path, holdings: Sequence[Holding], shapes: Mapping[str, tuple[int, int]], ranks: Ranks
+) -> None:
+    """Fill this rank's holdings, whatever layout they were saved in. Collective.
+
+    Args:
+        path: a checkpoint that `find_resumable` has verified.
+        holdings: what this rank holds; their values are replaced, cast to their dtype.
+        shapes: (rows, columns) of every matrix that the ranks hold together, by name.
+        ranks: all of them.
+
+    Raises:
+        CheckpointError: on every rank; the checkpoint lacks a matrix or a part of one, or has
+            others; names them.
+    """
+
+    def read() -> None:
+        index = read_index(path)
+        if ranks.rank == 0:
+            check_shapes(index, shapes, f"{path}: does not hold what this run needs")
+            check_tiling(index, f"{path}: does not hold every element once")
+        with DataReader(path, index.files) as reader:
+            for holding in holdings:
+                begin = 0
+                for region in holding.regions:
+                    matrix = index.matrices.get(matrix_name(holding.kind, region.key))
+                    if matrix is None:
+                        return  # rank 0 lists all that is missing
+                    width = region.cols[1] - region.cols[0]
+                    part = holding.values[begin : begin + region.size]
+                    reader.read(matrix, region, part.view(-1, width))
+                    begin += region.size
+
+    ranks.together(f"loading {path}", read)
+
+
+def verify_share(path: Path, ranks: Ranks, identity: Mapping[str, Any]) -> None:
+    """Verify the manifest and this rank's share of the files, which the ranks divide evenly.
+
+    Raises:
+        DamagedCheckpointError: something is missing or altered; names file, found and expected.
+        CheckpointError: it belongs to a run of another identity, or has another format version.
+    """
+    manifest = read_manifest(path)
+    verify_identity(path, manifest, identity)
+    for name in sorted(manifest.files)[ranks.rank :: ranks.world_size]:
+        verify_file(path, name, manifest.files[name])
+
+
+def _damage(path: Path, ranks: Ranks, identity: Mapping[str, Any]) -> str | None:
+    """Say what is damaged in this rank's share of the files, or None where it is sound."""
     try:
-        _verify(path, rank, world_size, layout)
+        verify_share(path, ranks, identity)
     except DamagedCheckpointError as error:
         return str(error)
     return None
-
-
-def _verify(path: Path, rank: int, world_size: int, layout: Mapping[str, Any]) -> None:
-    """Check the manifest and this rank's file."""
-    manifest = read_manifest(path)
-    verify_owner(path, manifest, world_size, layout)
-    name = rank_file_name(rank)
-    verify_file(path, name, manifest.files[name])

@@ -23,6 +23,17 @@ class CheckpointConfig:
     keep_last: int | None = option(
         3, "How many of the newest checkpoints are kept. null: all.", minimum=1
     )
+    keep_every_steps: int | None = option(
+        None,
+        "Checkpoints whose step is a multiple of it are kept for ever, beside keep_last. null: "
+        "none.",
+        minimum=1,
+    )
+    async_save: bool = option(
+        True,
+        "Copy to host memory and write in the background while training goes on; needs host memory "
+        "for this rank's part of a checkpoint. false: wait until it is written.",
+    )
     resume: Literal["auto", "never"] = option(
         "auto",
         "auto: continue from the newest checkpoint of the run folder if there is one. never: "

@@ -9,6 +9,7 @@ from functools import cache
 from typing import get_type_hints
 
 from k2_megatron.config.checkpoint import CheckpointConfig
+from k2_megatron.config.cluster import ClusterConfig
 from k2_megatron.config.data import DataConfig
 from k2_megatron.config.logging import LoggingConfig
 from k2_megatron.config.memory import MemoryConfig
@@ -34,6 +35,7 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 @cache

@@ -146,7 +146,8 @@ class _Loading:
                 return self._numbers(dotted, key, key.length, given)
             if key.item is None:
                 return read_scalar(given.node, key)
-            if isinstance(given.node, yaml.SequenceNode) and given.node.value:
+            may_be_empty = key.default == ()
+            if isinstance(given.node, yaml.SequenceNode) and (given.node.value or may_be_empty):
                 items = [
                     self._item(f"{dotted}[{index}]", key.item, node, given.place_of)
                     for index, node in enumerate(given.node.value)

@@ -38,7 +38,7 @@ def has_experts(config: Config) -> bool:
 def keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
     """The keys that change nothing, each with the key that makes it so and the reason."""
     model, schedule = config.model, config.schedule
-    found = _optimizer_keys_without_effect(config)
+    found = {**_optimizer_keys_without_effect(config), **_cluster_keys_without_effect(config)}
     if model.rope_type == "rope":
         for name in _YARN_KEYS:
             found[f"model.{name}"] = ("model.rope_type", "only rope_type yarn uses it")
@@ -70,3 +70,22 @@ def _optimizer_keys_without_effect(config: Config) -> dict[str, tuple[str, str]]
     if config.optimizer.qk_clip == "none":
         return {"optimizer.qk_clip_threshold": ("optimizer.qk_clip", "no logit is measured")}
     return {}
+
+
+def _cluster_keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
+    """Keys of a job that is never launched, of GPUs or ranks it has not, of no container."""
+    cluster = config.cluster
+    if cluster.nodes is None:
+        cause = ("cluster.nodes", "without it there is no job")
+        return {
+            f"cluster.{name}": cause for name in keys_of(sections()["cluster"]) if name != "nodes"
+        }
+    found = {}
+    if cluster.gpus_per_node:
+        found["cluster.tasks_per_node"] = ("cluster.gpus_per_node", "each GPU gets one rank")
+    else:
+        found["cluster.gpu_type"] = ("cluster.gpus_per_node", "the job has no GPU")
+    if cluster.container is None:
+        for name in ("container_runtime", "container_mounts"):
+            found[f"cluster.{name}"] = ("cluster.container", "there is no container")
+    return found

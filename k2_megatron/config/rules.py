@@ -13,6 +13,7 @@ from k2_megatron.config.option import keys_of
 from k2_megatron.config.presets import MODEL_PRESETS
 from k2_megatron.config.problems import Place, Problem
 from k2_megatron.config.refusal import Refusal
+from k2_megatron.config.rules_cluster import CLUSTER_RULES
 from k2_megatron.config.rules_model import MODEL_RULES
 from k2_megatron.config.rules_optimizer import OPTIMIZER_RULES
 from k2_megatron.config.rules_parallel import PARALLEL_RULES
@@ -23,6 +24,7 @@ RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     *PARALLEL_RULES,
     *OPTIMIZER_RULES,
     *SCHEDULE_RULES,
+    *CLUSTER_RULES,
 )
 
 # Automatic values are unknown while a value they follow from is unknown.

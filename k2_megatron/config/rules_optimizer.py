@@ -26,6 +26,26 @@ def refuse_heads_apart_in_whole_blocks(config: Config) -> Iterable[Refusal]:
         )
 
 
+def refuse_newton_schulz_that_runs_away(config: Config) -> Iterable[Refusal]:
+    """A singular value moves by a s + b s^3 + c s^5 a step; float16 needs it to stay under 2."""
+    optimizer = config.optimizer
+    if optimizer.type != "muonclip":
+        return
+    a, b, c = optimizer.muon_ns_coefficients
+    for begin in range(1, 201):
+        value = begin / 200
+        for step in range(1, optimizer.muon_ns_steps + 1):
+            value = a * value + b * value**3 + c * value**5
+            if not abs(value) < 2:
+                yield Refusal(
+                    ("optimizer.muon_ns_coefficients", "optimizer.muon_ns_steps"),
+                    "coefficients that keep every singular value under 2",
+                    f"one of {begin / 200:g} would be {value:.3g} after step {step}",
+                )
+                return
+
+
 OPTIMIZER_RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     refuse_heads_apart_in_whole_blocks,
+    refuse_newton_schulz_that_runs_away,
 )

@@ -137,7 +137,7 @@ def refuse_layout_that_does_not_fit(config: Config) -> Iterable[Refusal]:
     if text is None or parallel.pipeline_model_parallel_size == 1:
         return
     try:
-        parse_layout(
+        layout = parse_layout(
             text,
             num_layers=model.num_layers,
             pipeline_size=parallel.pipeline_model_parallel_size,
@@ -148,6 +148,15 @@ def refuse_layout_that_does_not_fit(config: Config) -> Iterable[Refusal]:
         keys = (_LAYOUT, _PP, _VPP, "model.num_layers", "model.mtp_num_layers")
         reason = str(error).removeprefix(f"{_LAYOUT}: ")
         yield Refusal(keys, "a layout of exactly this model and pipeline", reason)
+        return
+    for stage in layout.stages:
+        if stage.mtp_layers and not stage.layers:
+            # gpt_layer_specs.py:700 copies the spec of the stage's last decoder layer.
+            yield Refusal(
+                (_LAYOUT, "model.mtp_num_layers"),
+                "a decoder layer beside the multi-token-prediction layers",
+                "megatron-core takes their form from it",
+            )
 
 
 def refuse_dividing_experts_of_a_dense_model(config: Config) -> Iterable[Refusal]:

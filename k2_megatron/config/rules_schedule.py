@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-field rules about schedule, batch, data and stops. Each is named for what it refuses."""
+"""Cross-field rules about schedule, batch, data, stops and checkpoints.
+
+Each is named for what it refuses.
+"""
 
 from __future__ import annotations
 
@@ -93,6 +96,29 @@ def refuse_corpus_given_twice(config: Config) -> Iterable[Refusal]:
             )
 
 
+def refuse_keeping_steps_that_are_not_saved(config: Config) -> Iterable[Refusal]:
+    """keep_every_steps picks among the checkpoints that save_every_steps makes."""
+    checkpoint = config.checkpoint
+    keep, save = checkpoint.keep_every_steps, checkpoint.save_every_steps
+    if keep is not None and (save is None or keep % save):
+        yield Refusal(
+            ("checkpoint.keep_every_steps", "checkpoint.save_every_steps"),
+            "null" if save is None else f"a multiple of {save}",
+            "no checkpoint would be saved at such a step",
+        )
+
+
+def refuse_keeping_some_where_all_are_kept(config: Config) -> Iterable[Refusal]:
+    """Without keep_last nothing is removed, and keep_every_steps would change nothing."""
+    checkpoint = config.checkpoint
+    if checkpoint.keep_every_steps is not None and checkpoint.keep_last is None:
+        yield Refusal(
+            ("checkpoint.keep_every_steps", "checkpoint.keep_last"),
+            "null",
+            "keep_last null keeps all",
+        )
+
+
 SCHEDULE_RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     refuse_wsd_without_its_tail,
     refuse_tail_longer_than_the_run,
@@ -101,4 +127,6 @@ SCHEDULE_RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     refuse_batch_that_does_not_divide,
     refuse_stop_after_the_end,
     refuse_corpus_given_twice,
+    refuse_keeping_steps_that_are_not_saved,
+    refuse_keeping_some_where_all_are_kept,
 )

@@ -64,6 +64,11 @@ class Model:
             if chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)
 
+    def gather_parameters(self) -> None:
+        """Give every rank what each rank owns in its buckets, as after an update. Collective."""
+        for chunk in self.chunks:
+            chunk.start_param_sync(force_sync=True)
+
 
 def rank_place(topology: Topology) -> RankPlace:
     """This rank on the axes that cut matrices."""

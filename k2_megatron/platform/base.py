@@ -65,6 +65,14 @@ class Platform(ABC):
         """Largest device memory in use so far, in bytes; None where the device does not tell."""
 
     @abstractmethod
+    def memory_bytes(self) -> int:
+        """Memory that a rank can have at most, in bytes: of its device, or of the host."""
+
+    @abstractmethod
+    def memory_name(self) -> str:
+        """Whose memory that is, in words."""
+
+    @abstractmethod
     def local_device_count(self) -> int | None:
         """Devices of this machine, one for a rank; None where ranks need no device of their own."""
 

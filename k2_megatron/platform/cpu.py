@@ -104,6 +104,14 @@ class CpuPlatform(Platform):
         """No device memory."""
         return None
 
+    def memory_bytes(self) -> int:
+        """Physical memory of the host, which all its ranks share."""
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    def memory_name(self) -> str:
+        """The host's."""
+        return "this machine"
+
     def local_device_count(self) -> int | None:
         """Any number of ranks may share a CPU."""
         return None

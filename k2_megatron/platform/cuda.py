@@ -72,6 +72,14 @@ class CudaPlatform(Platform):
         """Most that tensors have taken at once."""
         return torch.cuda.max_memory_allocated()
 
+    def memory_bytes(self) -> int:
+        """Memory of the current device."""
+        return int(torch.cuda.get_device_properties(self.device).total_memory)
+
+    def memory_name(self) -> str:
+        """The device's name."""
+        return torch.cuda.get_device_name()
+
     def local_device_count(self) -> int | None:
         """CUDA devices of this machine."""
         return torch.cuda.device_count()

@@ -33,7 +33,7 @@ def measure_step(
         model_flops=tokens * model_flops_per_token(config.model, config.schedule.seq_length),
         world_size=session.topology.world_size,
         consumed_tokens=step * tokens,
-        memory_bytes=_largest_memory(session),
+        memory_bytes=largest_memory(session),
         valid_loss=valid_loss,
         expert_load=load,
         expert_bias=bias,
@@ -41,7 +41,7 @@ def measure_step(
     )
 
 
-def _largest_memory(session: Session) -> int | None:
+def largest_memory(session: Session) -> int | None:
     """Peak device memory of the fullest rank, bytes. Collective."""
     own = session.platform.peak_memory_bytes()
     if own is None:

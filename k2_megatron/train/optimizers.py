@@ -11,13 +11,11 @@ from k2_megatron.config.optimizer import OptimizerConfig
 from k2_megatron.kernels.newton_schulz.dispatch import fast_dtype
 from k2_megatron.model.attention_layers import record_max_logits
 from k2_megatron.model.build import Model
-from k2_megatron.model.shape import model_shape
 from k2_megatron.model.transformer import parameter_dtype, records_max_logits
-from k2_megatron.parallel.canonical import canonical_shapes
 from k2_megatron.parallel.muonclip.optimizer import MuonClip, MuonClipOptions
-from k2_megatron.parallel.muonclip.rules import Assignment, MuonRules, assign
 from k2_megatron.parallel.optimizer import AdamW, Optimizer
 from k2_megatron.parallel.topology import Topology
+from k2_megatron.planner.update_rules import assignment_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,21 +36,6 @@ def build_optimizer(
         clip_grad=options.clip_grad,
         dtype=parameter_dtype(config),
     )
-
-
-def assignment_of(config: Config) -> Assignment:
-    """The update rule of every matrix of the model."""
-    shape, options = model_shape(config.model), config.optimizer
-    rules = MuonRules(
-        split_gate_up=options.muon_split_gate_up,
-        split_q_up=options.muon_split_q_up,
-        split_kv_up=options.muon_split_kv_up,
-        split_kv_down=options.muon_split_kv_down,
-        per_head=options.muon_per_head,
-        router=options.muon_router,
-        update_rms=options.muon_update_rms,
-    )
-    return assign(canonical_shapes(shape), shape.num_heads, rules)
 
 
 def muonclip_options(

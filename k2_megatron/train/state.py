@@ -1,155 +1,178 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint holds: model, optimizer, random state, and what it belongs to."""
+"""Save a run and go on from it, in the layout it was saved in or in any other."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from k2_megatron.checkpoint.folder import Saved
-from k2_megatron.checkpoint.manifest import rank_file_name, read_manifest
+from k2_megatron.checkpoint.folder import Keeping, Saved
+from k2_megatron.checkpoint.identity import identity, layout
+from k2_megatron.checkpoint.manifest import Manifest, plain, rank_file_name, read_manifest
 from k2_megatron.checkpoint.rank_file import read_rank_file
 from k2_megatron.checkpoint.ranks import Ranks
-from k2_megatron.checkpoint.resume import find_resumable
-from k2_megatron.checkpoint.saving import save
+from k2_megatron.checkpoint.resume import find_resumable, load
+from k2_megatron.checkpoint.saving import Belonging, Saver
+from k2_megatron.checkpoint.weights import WEIGHT
 from k2_megatron.errors import CheckpointError
 from k2_megatron.parallel import megatron_state
 from k2_megatron.platform.base import Platform
 from k2_megatron.run_folder import RunFolder
+from k2_megatron.train.holdings import run_holdings, run_matrices, weight_matrices
 from k2_megatron.train.session import Session
 
-# What may differ in a run that goes on: how the model is trained and how far it looks (annealing
-# freezes the router bias, YaRN stretches the context), not what it is.
-CHANGEABLE_MODEL_KEYS = frozenset(
-    {
-        "preset",
-        "init_method_std",
-        "moe_router_bias_update_rate",
-        "moe_aux_loss_coeff",
-        "mtp_loss_scaling_factor",
-        "rope_type",
-        "rotary_scaling_factor",
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-    }
-)
+
+class SessionSaver:
+    """Saves a session again and again; an asynchronous save goes on while the session trains."""
+
+    def __init__(self, session: Session, folder: RunFolder, fingerprint: str) -> None:
+        """Touch nothing yet.
+
+        Args:
+            session: the run.
+            folder: its folder.
+            fingerprint: of the data order, so that a resume that would change it is refused.
+        """
+        options = session.config.checkpoint
+        self._session, self._fingerprint = session, fingerprint
+        self._ranks = _ranks(session)
+        self._saver = Saver(
+            folder.checkpoints,
+            self._ranks,
+            Belonging(
+                layout=layout(session.config, session.platform.name),
+                identity=identity(session.config),
+                shapes=run_matrices(session),
+            ),
+            keeping=Keeping(last=options.keep_last, every_steps=options.keep_every_steps),
+            asynchronous=options.async_save,
+            pinned=session.platform.pins_memory,
+        )
+
+    def save(self, step: int) -> list[Saved]:
+        """Save the run after `step`, or begin to. Collective.
+
+        Returns:
+            The checkpoints that have got their names since the last call.
+
+        Raises:
+            CheckpointError: a rank could not write; earlier checkpoints are untouched.
+        """
+        session = self._session
+        counts = set(self._ranks.share(session.optimizer.num_updates())) - {None}
+        assert len(counts) <= 1, f"ranks have counted different numbers of updates: {counts}"
+        return self._saver.start(
+            step,
+            run_holdings(session),
+            _random_state(session.platform),
+            {
+                "consumed_samples": step * session.config.schedule.global_batch_size,
+                "data_order": self._fingerprint,
+                "optimizer_updates": counts.pop() if counts else 0,
+            },
+        )
+
+    def advance(self) -> list[Saved]:
+        """Look after a save that goes on; call after each step. Collective if there is one.
+
+        Raises:
+            CheckpointError: a rank could not write; earlier checkpoints are untouched.
+        """
+        return self._saver.advance()
+
+    def finish(self) -> list[Saved]:
+        """Wait for a save that goes on. Collective.
+
+        Raises:
+            CheckpointError: a rank could not write; earlier checkpoints are untouched.
+        """
+        return self._saver.finish()
 
 
-def save_session(session: Session, folder: RunFolder, step: int, fingerprint: str) -> Saved:
-    """Save the run after `step`. Collective.
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """Where a run goes on.
 
-    Args:
-        fingerprint: of the data order, so that a resume that would change it is refused.
-
-    Raises:
-        CheckpointError: a rank could not write; earlier checkpoints are untouched.
+    Attributes:
+        step: after which it was saved; 0 where there is nothing to go on from, or weights alone.
+        path: the checkpoint, None where there is none.
+        warnings: what is wrong in the folder of checkpoints.
+        notes: what is not the same as if the run had not stopped.
     """
-    session.model.finish_parameter_gather()
-    schedule = session.config.schedule
-    return save(
-        folder.checkpoints,
-        step,
-        _payload(session),
-        rank=session.topology.rank,
-        world_size=session.topology.world_size,
-        layout=_layout(session),
-        metadata={
-            "consumed_samples": step * schedule.global_batch_size,
-            "data_order": fingerprint,
-        },
-        keep_last=session.config.checkpoint.keep_last,
-    )
+
+    step: int
+    path: Path | None
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def resume_session(session: Session, folder: RunFolder, fingerprint: str) -> tuple[int, list[str]]:
+def resume_session(session: Session, folder: RunFolder, fingerprint: str) -> Resumed:
     """Restore the newest whole checkpoint if there is one. Collective.
 
-    Returns:
-        The step it was saved after, 0 where there is none, and warnings for the log.
-
     Raises:
-        CheckpointError: it belongs to another model, layout or data order.
+        CheckpointError: it belongs to another model, optimizer or data order.
     """
-    rank, world_size = session.topology.rank, session.topology.world_size
-    layout = _layout(session)
-    found = find_resumable(folder.checkpoints, rank=rank, world_size=world_size, layout=layout)
+    ranks = _ranks(session)
+    found = find_resumable(folder.checkpoints, ranks, identity(session.config))
     if found.path is None:
-        return 0, list(found.warnings)
-    manifest = read_manifest(found.path)
-    if manifest.metadata["data_order"] != fingerprint:
+        return Resumed(step=0, path=None, warnings=found.warnings)
+    path, manifest = found.path, read_manifest(found.path)
+    if not manifest.weights_only and manifest.metadata["data_order"] != fingerprint:
         raise CheckpointError(
-            f"{found.path}: it was trained on samples in another order (data.corpora, "
+            f"{path}: it was trained on samples in another order (data.corpora, "
             "data.valid_fraction, schedule.seq_length, run.seed, or more train_steps that need "
             "another pass over the data); restore those, or use another run.name to start anew"
         )
-    path, payload = found.path, dict[str, Any]()
+    holdings, shapes = run_holdings(session), run_matrices(session)
+    if manifest.weights_only:
+        holdings = [holding for holding in holdings if holding.kind == WEIGHT]
+        shapes = weight_matrices(session)
+    load(path, holdings, shapes, ranks)
+    session.optimizer.loaded(manifest.metadata.get("optimizer_updates", 0))
+    session.model.gather_parameters()
+    if manifest.weights_only:
+        notes = [f"weights from {path}; optimizer and data begin anew"]
+    else:
+        notes = _restore_random_state(session, path, manifest, ranks)
+    return Resumed(step=manifest.step, path=path, warnings=found.warnings, notes=tuple(notes))
+
+
+def _ranks(session: Session) -> Ranks:
+    return Ranks(session.topology.rank, session.topology.world_size)
+
+
+def _restore_random_state(
+    session: Session, path: Path, manifest: Manifest, ranks: Ranks
+) -> list[str]:
+    """Give each rank the generators it had; where the layout changed, say what cannot be."""
+    ours = {
+        "processes": ranks.world_size,
+        **plain(layout(session.config, session.platform.name)),
+    }
+    saved = {"processes": manifest.world_size, **manifest.layout}
+    changed = [key for key in ours | saved if ours.get(key) != saved.get(key)]
+    if changed:
+        told = ", ".join(f"{key} {saved.get(key)} -> {ours.get(key)}" for key in sorted(changed))
+        return [
+            f"another layout ({told}): random states belong to ranks and begin anew from run.seed; "
+            "weights, optimizer, data and schedule go on"
+        ]
+    state: dict[str, Any] = {}
 
     def read() -> None:
         # find_resumable has just verified this file: hashing it again would double the start.
-        payload.update(read_rank_file(path / rank_file_name(rank)))
+        state.update(read_rank_file(path / rank_file_name(ranks.rank)))
 
-    Ranks(rank, world_size).together(f"loading {path}", read)
-    _restore(session, payload)
-    return manifest.step, list(found.warnings)
-
-
-def _layout(session: Session) -> dict[str, Any]:
-    """What must be equal for a rank's file to fit this rank."""
-    config = session.config
-    parallel = asdict(config.parallel)
-    # None of these changes what is where; overlap_grad_reduce does, by cutting buckets.
-    for name in (
-        "overlap_param_gather",
-        "moe_token_dispatcher_type",
-        "overlap_moe_expert_parallel_comm",
-        "delay_wgrad_compute",
-    ):
-        del parallel[name]
-    return {
-        "platform": session.platform.name,
-        "dtype": config.precision.dtype,
-        "optimizer": config.optimizer.type,
-        "global_batch_size": config.schedule.global_batch_size,
-        **{f"parallel.{name}": value for name, value in parallel.items()},
-        **{
-            f"model.{name}": value
-            for name, value in asdict(config.model).items()
-            if name not in CHANGEABLE_MODEL_KEYS
-        },
-    }
-
-
-def _payload(session: Session) -> dict[str, Any]:
-    return {
-        "model": [
-            {
-                "parameters": {name: p.detach() for name, p in module.named_parameters()},
-                "buffers": dict(module.named_buffers()),
-            }
-            for module in session.model.modules
-        ],
-        "optimizer": session.optimizer.state_dict(),
-        "random": _random_state(session.platform),
-    }
-
-
-@torch.no_grad()
-def _restore(session: Session, payload: dict[str, Any]) -> None:
-    for module, saved in zip(session.model.modules, payload["model"], strict=True):
-        for name, parameter in module.named_parameters():
-            parameter.copy_(saved["parameters"][name])
-        for name, buffer in module.named_buffers():
-            buffer.copy_(saved["buffers"][name])
-    session.optimizer.load_state_dict(payload["optimizer"])
-    _set_random_state(payload["random"], session.platform)
+    ranks.together(f"loading {path}", read)
+    _set_random_state(state, session.platform)
+    return []
 
 
 def _random_state(platform: Platform) -> dict[str, Any]:
@@ -165,7 +188,7 @@ def _random_state(platform: Platform) -> dict[str, Any]:
     }
 
 
-def _set_random_state(state: dict[str, Any], platform: Platform) -> None:
+def _set_random_state(state: Mapping[str, Any], platform: Platform) -> None:
     torch.set_rng_state(state["torch"])
     platform.set_random_state(state["device"])
     megatron_state.set_random_states(state["tracker"])

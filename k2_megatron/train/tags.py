@@ -34,6 +34,7 @@ QK_SMALLEST_GAMMA = "qk_clip/smallest_gamma"
 MUON_UPDATE_RMS = "muon/update_rms/{kind}"
 MUON_SECONDS = "muon/seconds"
 MUON_BYTES = "muon/gather_bytes"
+MUON_TENSOR_BYTES = "muon/tensor_gather_bytes"
 DEVICE_POWER = "device/power_watts"
 DEVICE_SM_CLOCK = "device/sm_clock_mhz"
 DEVICE_MEMORY_CLOCK = "device/memory_clock_mhz"
@@ -240,6 +241,13 @@ TABLE = (
         "what all ranks together sent in the step to make matrices whole and to return the updates",
         _MUON,
         f'.extra["{MUON_BYTES}"]',
+    ),
+    Tag(
+        MUON_TENSOR_BYTES,
+        "bytes",
+        "the same for matrices that tensor parallelism cuts or copies",
+        _MUON,
+        f'.extra["{MUON_TENSOR_BYTES}"]',
     ),
     Tag(DEVICE_POWER, "W", "power drawn by the board", _GPU, f'.extra["{DEVICE_POWER}"]'),
     Tag(DEVICE_SM_CLOCK, "MHz", "clock of the SMs", _GPU, f'.extra["{DEVICE_SM_CLOCK}"]'),

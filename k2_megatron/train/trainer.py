@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from k2_megatron.checkpoint.folder import Saved
 from k2_megatron.config.config import Config
 from k2_megatron.config.resolve import resolve_world
 from k2_megatron.launch.agreement import agree
@@ -21,11 +22,13 @@ from k2_megatron.train.batches import Text, check_text, verify_text
 from k2_megatron.train.callbacks import Callback, CallbackList
 from k2_megatron.train.curves import CurvesWriter
 from k2_megatron.train.device_monitor import DeviceMonitor
+from k2_megatron.train.garbage import GarbageCollection
 from k2_megatron.train.jsonl import JsonlWriter
-from k2_megatron.train.measurement import measure_step
+from k2_megatron.train.measurement import largest_memory, measure_step
+from k2_megatron.train.memory_check import MEASURED_AFTER_STEPS, MemoryCheck, check_memory
 from k2_megatron.train.progress import ProgressPrinter
 from k2_megatron.train.session import Session, build_session
-from k2_megatron.train.state import resume_session, save_session
+from k2_megatron.train.state import SessionSaver, resume_session
 from k2_megatron.train.step import evaluate, train_step
 from k2_megatron.train.tensorboard import TensorBoardWriter
 
@@ -39,6 +42,7 @@ class Run:
 
     Attributes:
         data_order: fingerprint of the order of the samples, kept in every checkpoint.
+        memory: what the planner expects it to take.
         say: prints on rank 0, nothing elsewhere.
     """
 
@@ -46,6 +50,7 @@ class Run:
     text: Text
     folder: RunFolder
     data_order: str
+    memory: MemoryCheck
     callbacks: CallbackList
     stop_signals: StopSignals
     say: Callable[[str], None]
@@ -64,10 +69,12 @@ def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: Sto
         0 when the last step is done, 3 when a signal stopped the run and a checkpoint is saved.
 
     Raises:
-        UserError: the data, a checkpoint, the platform or the number of processes does not fit.
+        UserError: the data, a checkpoint, the platform, its memory or the number of processes does
+            not fit.
     """
     resolve_world(config, ranks.world_size)
     platform.check(config)
+    memory = check_memory(config, platform, ranks.world_size)
     data_order = check_text(config)
     folder = check_run_folder(config)  # before any rank can have saved
     with process_group(platform, ranks, timeout_seconds=config.run.distributed_timeout_seconds):
@@ -80,6 +87,7 @@ def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: Sto
             text=Text(session),
             folder=folder,
             data_order=data_order,
+            memory=memory,
             callbacks=CallbackList(_callbacks(session, folder), writes=ranks.rank == 0),
             stop_signals=stop_signals,
             say=print if ranks.rank == 0 else _quiet,
@@ -92,16 +100,20 @@ def _train(run: Run) -> int:
     session, say = run.session, run.say
     say(f"layout: {session.topology}, {session.sizes.num_microbatches} micro-batches a step")
     say(session.optimizer.describe())
-    start, warnings = resume_session(session, run.folder, run.data_order)
-    for warning in warnings:
+    resumed = resume_session(session, run.folder, run.data_order)
+    start = resumed.step
+    for warning in resumed.warnings:
         say(f"warning: {warning}")
     if start:
-        say(f"resumed after step {start}")
+        say(f"resumed after step {start} from {resumed.path}")
+    for note in resumed.notes:
+        say(note)
     if session.topology.rank == 0:
         run.folder.start(session.config)
     try:
         agree(lambda: run.callbacks.on_train_start(start))
-        code = _loop(run, start)
+        with GarbageCollection() as garbage:
+            code = _loop(run, start, garbage)
         run.callbacks.on_train_end()
     finally:
         run.callbacks.close()
@@ -117,7 +129,7 @@ def _tell_where_the_curves_are(run: Run) -> None:
         run.say(f"picture: {run.folder.curves}")
 
 
-def _loop(run: Run, start: int) -> int:
+def _loop(run: Run, start: int, garbage: GarbageCollection) -> int:
     """Step, evaluate, report and save until the last step or a signal."""
     session, config = run.session, run.session.config
     last = _last_step(config)
@@ -127,6 +139,7 @@ def _loop(run: Run, start: int) -> int:
     if start == 0 and config.logging.valid_every_steps is not None:
         run.callbacks.on_valid(0, evaluate(session, run.text.valid()))
     batches = run.text.train(start + 1)
+    saver = SessionSaver(session, run.folder, run.data_order)
     for step in range(start + 1, last + 1):
         began = time.perf_counter()
         outcome = train_step(session, next(batches), step)
@@ -137,16 +150,31 @@ def _loop(run: Run, start: int) -> int:
             run.callbacks.on_valid(step, valid_loss)
         if valid_loss is not None or _is_due(step, config.logging.log_every_steps, last):
             run.callbacks.on_step_end(measure_step(session, step, outcome, seconds, valid_loss))
+        if step == start + MEASURED_AFTER_STEPS:
+            found = run.memory.compare(largest_memory(session))
+            if found is not None:
+                run.say(found)
         stopped = run.stop_signals.agreed(session.platform.device)
         if stopped or _save_is_due(config, step, last):
-            for warning in save_session(session, run.folder, step, run.data_order).warnings:
-                run.say(f"warning: {warning}")
+            _tell_warnings(run, saver.save(step))
+        else:
+            _tell_warnings(run, saver.advance())
         if stopped and step < last:
+            _tell_warnings(run, saver.finish())
             run.say(f"stopped by {stopped} after step {step}; the checkpoint is saved")
             return STOPPED
+        garbage.after(step)
+    _tell_warnings(run, saver.finish())
     kept = run.folder.checkpoints if config.checkpoint.save_at_end else "not saved"
     run.say(f"step {last} of {config.schedule.train_steps} is done: {kept}")
     return DONE
+
+
+def _tell_warnings(run: Run, saved: list[Saved]) -> None:
+    """What could not be removed when checkpoints got their names."""
+    for one in saved:
+        for warning in one.warnings:
+            run.say(f"warning: {warning}")
 
 
 def _last_step(config: Config) -> int:

@@ -49,17 +49,31 @@ class ShardedAdamW:
             if shard.parameter_view is not None:
                 shard.parameter_view.copy_(shard.master)
 
-    def state(self) -> list[dict[str, Any]]:
-        """Moments and step count of each shard."""
-        if self._optimizer is None:
-            return []
-        return [dict(self._optimizer.state[shard.master]) for shard in self._shards]
+    def moments(self, shard: OwnedShard) -> dict[str, torch.Tensor]:
+        """Both moments of one of its shards; zeros where they are not begun."""
+        state = self._state(shard)
+        return {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
 
-    def load(self, saved: Sequence[dict[str, Any]]) -> None:
-        """Restore what `state` gave."""
-        for shard, state in zip(self._shards, saved, strict=True):
-            assert self._optimizer is not None
-            self._optimizer.state[shard.master] = {
-                name: value.to(shard.master.device if value.dim() else value.device, copy=True)
-                for name, value in state.items()
-            }
+    def num_updates(self) -> int | None:
+        """Updates made; None where this rank has none of its parameters."""
+        counts = {int(self._state(shard)["step"]) for shard in self._shards}
+        assert len(counts) <= 1, f"shards have counted different numbers of steps: {counts}"
+        return counts.pop() if counts else None
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Restore the count; each shard has a tensor of its own, which AdamW advances."""
+        for shard in self._shards:
+            state = self._state(shard)
+            state["step"] = torch.full_like(state["step"], num_updates)
+
+    def _state(self, shard: OwnedShard) -> dict[str, torch.Tensor]:
+        """What AdamW keeps of a shard, begun as AdamW itself does where it is not."""
+        assert self._optimizer is not None
+        state: dict[str, torch.Tensor] = self._optimizer.state[shard.master]
+        if not state:
+            fused = self._optimizer.defaults["fused"]
+            device = shard.master.device if fused else torch.device("cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["exp_avg"] = torch.zeros_like(shard.master.detach())
+            state["exp_avg_sq"] = torch.zeros_like(shard.master.detach())
+        return state

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,11 +85,6 @@ class Exchange:
     def __len__(self) -> int:
         return len(self._rounds)
 
-    def fragments(self, index: int) -> Iterator[int]:
-        """This rank's fragments that travel in a round, as indices into `Holding.cut`."""
-        for parts in self._rounds[index].there.sends:
-            yield from (fragment_index for fragment_index, _, _ in parts)
-
     def gather(
         self, index: int, pack: Callable[[int, torch.Tensor], None]
     ) -> Callable[[], list[Batch]]:
@@ -156,7 +151,7 @@ class Exchange:
             arriving, outgoing, receive_sizes, send_sizes, group=self._group, async_op=True
         )
 
-        def finish() -> torch.Tensor:
+        def finish(_sent_until_here: torch.Tensor = outgoing) -> torch.Tensor:
             work.wait()
             return arriving
 

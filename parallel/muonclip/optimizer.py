@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from k2_megatron.kernels.muon_update.dispatch import apply_update_, momentum_direction_
 from k2_megatron.kernels.newton_schulz.dispatch import orthogonalise
+from k2_megatron.parallel.flat_shards import flat_shards
 from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.parallel.max_logits import MaxLogits
 from k2_megatron.parallel.muonclip.adamw import ShardedAdamW
@@ -29,11 +30,12 @@ from k2_megatron.parallel.muonclip.qk_clip import QKClip
 from k2_megatron.parallel.muonclip.report import Report, describe
 from k2_megatron.parallel.muonclip.rules import Assignment, LogicalMatrix
 from k2_megatron.parallel.muonclip.shards import own_shards
-from k2_megatron.parallel.optimizer import StepResult
+from k2_megatron.parallel.optimizer import ShardState, StepResult
 from k2_megatron.parallel.topology import Topology
 from megatron.core.distributed import DistributedDataParallel
 
-# Newton-Schulz needs some six times as much as a batch of 16-bit values for its own matrices.
+# Some eight times as many 16-bit values are held at once: the batch, a round in each direction and
+# Newton-Schulz's own matrices.
 BATCH_ELEMENTS = 360_000_000
 
 
@@ -170,34 +172,48 @@ class MuonClip:
         )
 
     def _step_muon(self, factor: float) -> None:
-        """Orthogonalise once what this rank owns, in the shadow of what travels."""
-        travelling, exchange = self._matrices.travelling, self._exchange
+        """Orthogonalise once what this rank owns, in the shadow of what travels.
+
+        While a round travels either way, a batch that stays is worked on; results of a round are
+        applied after the next round has left, so that no more than two are held.
+        """
+        exchange, staying = self._exchange, iter(self._matrices.batches)
         sent: set[int] = set()
 
         def pack(number: int, out: torch.Tensor) -> None:
             sent.add(number)
-            self._direction(travelling[number], factor, out)
+            self._direction(self._matrices.travelling[number], factor, out)
+
+        def step_one_that_stays() -> None:
+            batch = next(staying, None)
+            if batch is not None:
+                self._step_batch(batch, factor)
 
         arriving = exchange.gather(0, pack) if len(exchange) else None
-        for batch in self._matrices.batches:
-            self._step_batch(batch, factor)
-        returning = []
+        returning: Callable[[], list[tuple[int, torch.Tensor]]] | None = None
+        step_one_that_stays()
         for index in range(len(exchange)):
             assert arriving is not None
-            now, arriving = arriving, None
-            if index + 1 < len(exchange):
-                arriving = exchange.gather(index + 1, pack)
-            batches = now()
-            for batch in batches:
-                batch.values = self._orthogonalise(batch.matrices, batch.values)
-            returning.append(exchange.scatter(index, batches))
-        for number, part in enumerate(travelling):
+            batches = arriving()
+            arriving = exchange.gather(index + 1, pack) if index + 1 < len(exchange) else None
+            for arrived in batches:
+                arrived.values = self._orthogonalise(arrived.matrices, arrived.values)
+            before, returning = returning, exchange.scatter(index, batches)
+            del batches
+            self._apply_results(before)
+            step_one_that_stays()
+        for batch in staying:
+            self._step_batch(batch, factor)
+        self._apply_results(returning)
+        for number, part in enumerate(self._matrices.travelling):
             if number not in sent:  # a copy, whose momentum moves all the same
-                scratch = part.shard.gradient[part.place]
-                self._direction(part, factor, scratch)
-        for finish in returning:
+                self._direction(part, factor, part.shard.gradient[part.place])
+
+    def _apply_results(self, finish: Callable[[], list[tuple[int, torch.Tensor]]] | None) -> None:
+        """Wait for the results of a round and move this rank's masters by them."""
+        if finish is not None:
             for number, update in finish():
-                self._apply(travelling[number], update)
+                self._apply(self._matrices.travelling[number], update)
 
     def _step_batch(self, batch: Sequence[tuple[LogicalMatrix, list[Part]]], factor: float) -> None:
         """Matrices of one shape that lie whole in this rank's shards."""
@@ -252,23 +268,43 @@ class MuonClip:
             parameter=None if weights is None else weights[part.place],
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's shards: fp32 masters, momenta and AdamW's moments."""
-        return {
-            "master": [shard.master for shard in self._shards],
-            "momentum": [shard.momentum for shard in self._shards],
-            "adamw": self._adamw.state(),
-        }
+    def kinds(self, key: str) -> tuple[str, ...]:
+        """Master weight, and the momentum of Muon or both moments of AdamW."""
+        if self._assignment.uses_muon(key):
+            return ("weight", "momentum")
+        return ("weight", "exp_avg", "exp_avg_sq")
+
+    def shard_states(self) -> list[ShardState]:
+        """Masters, momenta and AdamW's moments of the shards that have elements."""
+        found = []
+        for flat, shard in zip(flat_shards(self._chunks), self._shards, strict=True):
+            if not shard.master.numel():
+                continue
+            moments = (
+                self._adamw.moments(shard)
+                if shard.momentum is None
+                else {"momentum": shard.momentum}
+            )
+            found.append(
+                ShardState(
+                    parameter=flat.parameter,
+                    begin=shard.begin,
+                    tensors={"weight": shard.master, **moments},
+                )
+            )
+        return found
+
+    def num_updates(self) -> int | None:
+        """Updates that AdamW has made; None where this rank has none of its parameters."""
+        return self._adamw.num_updates()
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, on the same rank of the same layout."""
-        saved = zip(self._shards, state["master"], state["momentum"], strict=True)
-        for shard, master, momentum in saved:
-            shard.master.copy_(master)
-            if shard.momentum is not None:
-                shard.momentum.copy_(momentum)
-        self._adamw.load(state["adamw"])
+    def loaded(self, num_updates: int) -> None:
+        """Set AdamW's count, and round the masters into this rank's part of the buckets."""
+        self._adamw.set_num_updates(num_updates)
+        for shard in self._shards:
+            if shard.parameter_view is not None:
+                shard.parameter_view.copy_(shard.master)
 
 
 def _flat_place(part: Part, cols: int) -> slice:

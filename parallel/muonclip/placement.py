@@ -85,12 +85,18 @@ class Placement:
 
 @dataclass
 class _Parts:
-    sources: list[tuple[int, int]] = field(default_factory=list)
     holders: list[tuple[int, int]] = field(default_factory=list)
-    seen: dict[object, int] = field(default_factory=dict)
+    places: dict[object, list[tuple[int, int]]] = field(default_factory=dict)
     held: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     tensor_ranks: set[int] = field(default_factory=set)
     covered: int = 0
+
+    def sources(self, owner: int) -> tuple[tuple[int, int], ...]:
+        """Of equal copies the owner's, else the first."""
+        return tuple(
+            next((place for place in copies if place[0] == owner), copies[0])
+            for copies in self.places.values()
+        )
 
 
 def newton_schulz_cost(matrix: LogicalMatrix) -> float:
@@ -121,14 +127,18 @@ def place(
     cut = []
     for name in sorted(parts, key=lambda name: (-newton_schulz_cost(matrices[name]), name)):
         matrix, part = matrices[name], parts[name]
-        # Among equals the rank that holds most of it, so that least travels.
-        owner = min(range(len(loads)), key=lambda rank: (loads[rank], -part.held[rank], rank))
-        loads[owner] += newton_schulz_cost(matrix)
+        cost = newton_schulz_cost(matrix)
+        # Of the ranks on which it makes no queue longer than it must be, the one that holds most
+        # of it, so that least travels.
+        longest = max(max(loads), min(loads) + cost)
+        able = [rank for rank, load in enumerate(loads) if load + cost <= longest]
+        owner = min(able, key=lambda rank: (-part.held[rank], loads[rank], rank))
+        loads[owner] += cost
         cut.append(
             CutMatrix(
                 matrix=matrix,
                 owner=owner,
-                sources=tuple(part.sources),
+                sources=part.sources(owner),
                 holders=tuple(part.holders),
                 over_tensor=len(part.tensor_ranks) > 1,
             )
@@ -150,7 +160,7 @@ def place(
 def _collect(
     holdings: Sequence[Holding], matrices: Mapping[str, LogicalMatrix]
 ) -> dict[str, _Parts]:
-    """All parts by matrix; of copies the first is a source, all are holders."""
+    """All parts by matrix; with all copies of each."""
     found: dict[str, _Parts] = defaultdict(_Parts)
     for rank, holding in enumerate(holdings):
         for index, fragment in enumerate(holding.cut):
@@ -159,10 +169,10 @@ def _collect(
             part.held[rank] += fragment.size
             is_expert = matrices[fragment.matrix].kind == "experts"
             part.tensor_ranks.add(holding.expert_tensor_rank if is_expert else holding.tensor_rank)
-            if fragment.rectangles in part.seen:
+            copies = part.places.setdefault(fragment.rectangles, [])
+            copies.append((rank, index))
+            if len(copies) > 1:
                 continue
-            part.seen[fragment.rectangles] = rank
-            part.sources.append((rank, index))
             part.covered += sum(area(rectangle) for rectangle in fragment.rectangles)
     for name, part in found.items():
         size = matrices[name].rows * matrices[name].cols

@@ -14,20 +14,27 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from k2_megatron.parallel.model_space import Region
+from k2_megatron.parallel.muonclip.fragments import row_rectangles
 
-from k2_megatron.checkpoint.folder import Saved
-from k2_megatron.checkpoint.saving import save
+from k2_megatron.checkpoint.data_file import Holding
+from k2_megatron.checkpoint.folder import Keeping, Saved
+from k2_megatron.checkpoint.ranks import Ranks
+from k2_megatron.checkpoint.resume import load
+from k2_megatron.checkpoint.saving import Belonging, Saver
 from k2_megatron.errors import CheckpointError
 
 # Forked children share the parent's loaded torch, so a test costs milliseconds, not an import.
 FORK = multiprocessing.get_context("fork")
 WORLD_SIZE = 2
 PATIENCE_SECONDS = 60
+IDENTITY = {"model.hidden_size": 6, "optimizer": "adamw"}
+SHAPES = {"weight/matrix": (8, 6)}
 LAYOUT = {"tensor_model_parallel_size": 1, "data_parallel_size": WORLD_SIZE}
 
 
 def payload_of(rank: int, step: int) -> dict[str, Any]:
-    """Something different for each rank and step, with every kind of value a trainer has."""
+    """What belongs to one rank: different for each, with every kind of value a trainer has."""
     return {
         "weights": torch.arange(64, dtype=torch.float32) + 1000 * rank + step,
         "half": {"momentum": torch.full((3, 5), rank + step, dtype=torch.bfloat16)},
@@ -36,16 +43,48 @@ def payload_of(rank: int, step: int) -> dict[str, Any]:
     }
 
 
+def matrix_of(step: int) -> torch.Tensor:
+    """The one matrix of these checkpoints, [8, 6]."""
+    return torch.arange(48, dtype=torch.float32).view(8, 6) + 1000 * step
+
+
+def holdings_of(rank: int, world_size: int, step: int) -> list[Holding]:
+    """This rank's rows of the matrix, cut in the middle of a row where there are two ranks."""
+    cuts = [0, 48] if world_size == 1 else [0, 20, 48]
+    begin, end = cuts[rank], cuts[rank + 1]
+    places = tuple(
+        Region(key="matrix", rows=rows, cols=cols) for rows, cols in row_rectangles(begin, end, 6)
+    )
+    return [
+        Holding(kind="weight", regions=places, values=matrix_of(step).flatten()[begin:end].clone())
+    ]
+
+
+def saver(folder: Path, rank: int, world_size: int, **changes: Any) -> Saver:
+    belonging = Belonging(
+        layout=changes.pop("layout", LAYOUT),
+        identity=changes.pop("identity", IDENTITY),
+        shapes=changes.pop("shapes", SHAPES),
+    )
+    return Saver(folder, Ranks(rank, world_size), belonging, **changes)
+
+
 def save_step(folder: Path, step: int, rank: int, world_size: int, **changes: Any) -> Saved:
-    arguments: dict[str, Any] = {
-        "rank": rank,
-        "world_size": world_size,
-        "layout": LAYOUT,
-        "metadata": {"consumed_samples": 8 * step},
-        **changes,
-    }
-    payload = arguments.pop("payload", None) or payload_of(rank, step)
-    return save(folder, step, payload, **arguments)
+    payload = changes.pop("payload", None) or payload_of(rank, step)
+    holdings = changes.pop("holdings", None) or holdings_of(rank, world_size, step)
+    metadata = changes.pop("metadata", {"consumed_samples": 8 * step})
+    keeping = Keeping(last=changes.pop("keep_last", None), every_steps=changes.pop("every", None))
+    found = saver(folder, rank, world_size, keeping=keeping, **changes)
+    (saved,) = found.start(step, holdings, payload, metadata) + found.finish()
+    return saved
+
+
+def load_matrix(path: Path, rank: int = 0, world_size: int = 1) -> torch.Tensor:
+    """This rank's elements of the matrix, loaded, flat."""
+    holdings = holdings_of(rank, world_size, 0)
+    holdings[0].values.fill_(-1)
+    load(path, holdings, SHAPES, Ranks(rank, world_size))
+    return holdings[0].values
 
 
 def _send(answer: Connection, result: object) -> None:

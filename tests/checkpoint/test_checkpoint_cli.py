@@ -27,7 +27,8 @@ def test_whole_checkpoint_is_described(folder, capsys):
     assert "world size   1\n" in text
     assert "  tensor_model_parallel_size  4\n" in text
     assert "  consumed_samples  800\n" in text
-    assert "KiB in 1 files\n" in text
+    assert "KiB in 3 files\n" in text
+    assert "matrices     1, 1 weight\n" in text
     assert "  ok\n" in text and text.endswith("whole: every checksum is right\n")
 
 

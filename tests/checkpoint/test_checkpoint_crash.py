@@ -57,21 +57,31 @@ def test_full_disk_is_the_error_of_the_disk():
         assert str(caught.value) == "[Errno 28] No space left on device: '/dev/full'"
 
 
-@pytest.mark.parametrize("num_bytes", [0, 100, 200_000])
-def test_one_rank_with_a_full_disk_fails_all_and_harms_nothing(folder, two_ranks, num_bytes):
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["waiting", "asynchronous"])
+@pytest.mark.parametrize(("num_bytes", "name"), [(0, "bin"), (100, "bin"), (200_000, "pt")])
+def test_one_rank_with_a_full_disk_fails_all_and_harms_nothing(
+    folder, two_ranks, num_bytes, name, asynchronous
+):
     two_ranks(lambda rank: save_step(folder, 1, rank, WORLD_SIZE).path)
 
     def task(rank):
         if rank == 1:
             _limit_file_size(num_bytes)
-        return save_step(folder, 2, rank, WORLD_SIZE, payload={"big": torch.zeros(100_000)})
+        return save_step(
+            folder,
+            2,
+            rank,
+            WORLD_SIZE,
+            payload={"big": torch.zeros(100_000)},
+            asynchronous=asynchronous,
+        )
 
     for error in two_ranks(task):
         assert isinstance(error, CheckpointError)
         text = str(error)
         assert "saving step 2 in " in text and "earlier checkpoints are untouched" in text
         assert "rank 1: OSError: [Errno 27] File too large: '" in text and "rank 0" not in text
-        assert text.endswith("step_00000002.partial/rank_00001.pt'")
+        assert text.endswith(f"step_00000002.partial/rank_00001.{name}'")
     _assert_whole(folder, at_least=1)
     assert sorted(file.name for file in folder.iterdir()) == ["latest", "step_00000001"]
     two_ranks(lambda rank: save_step(folder, 2, rank, WORLD_SIZE).path)
@@ -108,7 +118,7 @@ def test_file_that_rank_0_cannot_see(folder, two_ranks, monkeypatch):
     monkeypatch.chdir(folder)
     for error in two_ranks(task):
         assert isinstance(error, CheckpointError)
-        assert "rank_00001.pt: missing; the manifest lists it with" in str(error)
+        assert "rank_00001.bin: missing; the manifest lists it with" in str(error)
 
 
 def _die_at_event(folder: Path, number: int, step: int) -> None:

@@ -4,17 +4,28 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from checkpoint_helpers import LAYOUT, WORLD_SIZE, payload_of, save_step
+from checkpoint_helpers import (
+    IDENTITY,
+    LAYOUT,
+    WORLD_SIZE,
+    load_matrix,
+    matrix_of,
+    payload_of,
+    save_step,
+)
 
 from k2_megatron.checkpoint.folder import find, latest
 from k2_megatron.checkpoint.manifest import read_manifest, write_manifest
-from k2_megatron.checkpoint.resume import load
+from k2_megatron.checkpoint.rank_file import read_rank_file
+from k2_megatron.checkpoint.ranks import Ranks
+from k2_megatron.checkpoint.resume import verify_share
 from k2_megatron.errors import CheckpointError
 
 
@@ -37,8 +48,10 @@ def saved(folder, two_ranks) -> Path:
     return two_ranks(lambda rank: save_step(folder, 100, rank, WORLD_SIZE).path)[0]
 
 
-def _load(path, rank=0, world_size=WORLD_SIZE, layout=LAYOUT):
-    return load(path, rank=rank, world_size=world_size, layout=layout)
+def _load(path, rank=0, identity=IDENTITY):
+    """Verify all files, and read those of one rank's own."""
+    verify_share(path, Ranks(0, 1), identity)
+    return read_rank_file(path / f"rank_{rank:05d}.pt")
 
 
 def test_two_ranks_save_and_each_gets_its_own_back(folder, two_ranks):
@@ -47,9 +60,15 @@ def test_two_ranks_save_and_each_gets_its_own_back(folder, two_ranks):
     loaded = two_ranks(lambda rank: _load(paths[0], rank))
     for rank in range(WORLD_SIZE):
         _assert_same(loaded[rank], payload_of(rank, 100))
+    parts = two_ranks(lambda rank: load_matrix(paths[0], rank, WORLD_SIZE))
+    assert torch.equal(torch.cat(parts), matrix_of(100).flatten())
+    assert torch.equal(load_matrix(paths[0]), matrix_of(100).flatten())
     assert sorted(file.name for file in paths[0].iterdir()) == [
+        "index.json",
         "manifest.json",
+        "rank_00000.bin",
         "rank_00000.pt",
+        "rank_00001.bin",
         "rank_00001.pt",
     ]
     assert sorted(file.name for file in folder.iterdir()) == ["latest", "step_00000100"]
@@ -59,15 +78,16 @@ def test_two_ranks_save_and_each_gets_its_own_back(folder, two_ranks):
 def test_one_rank_needs_no_process_group(folder):
     assert not torch.distributed.is_initialized()
     report = save_step(folder, 7, 0, 1)
-    _assert_same(_load(report.path, world_size=1), payload_of(0, 7))
-    assert report.size_bytes == (report.path / "rank_00000.pt").stat().st_size
+    _assert_same(_load(report.path), payload_of(0, 7))
+    names = ("index.json", "rank_00000.bin", "rank_00000.pt")
+    assert report.size_bytes == sum((report.path / name).stat().st_size for name in names)
     assert report.removed == () and report.warnings == ()
 
 
 def test_manifest_says_what_is_in_the_folder(saved):
     manifest = read_manifest(saved)
     assert (manifest.step, manifest.world_size) == (100, WORLD_SIZE)
-    assert manifest.layout == LAYOUT
+    assert manifest.layout == LAYOUT and manifest.identity == IDENTITY
     assert manifest.metadata == {"consumed_samples": 800}
     for name, entry in manifest.files.items():
         data = (saved / name).read_bytes()
@@ -95,9 +115,13 @@ def test_loading_runs_no_code_from_the_file(saved):
     assert not (saved / "touched").exists()
 
 
-@pytest.mark.parametrize("where", [0, 1000, -1])
-def test_flipped_bit_is_found(saved, where):
-    path = saved / "rank_00001.pt"
+FILES = ("index.json", "rank_00000.bin", "rank_00001.bin", "rank_00001.pt")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("where", [0, 50, -1])
+def test_flipped_bit_is_found(saved, name, where):
+    path = saved / name
     data = bytearray(path.read_bytes())
     expected = hashlib.sha256(data).hexdigest()
     data[where] ^= 1
@@ -105,28 +129,31 @@ def test_flipped_bit_is_found(saved, where):
     found = hashlib.sha256(data).hexdigest()
     with pytest.raises(
         CheckpointError,
-        match=rf"rank_00001\.pt: sha256 {found} found, the manifest says {expected}",
+        match=rf"{re.escape(name)}: sha256 {found} found, the manifest says {expected}",
     ):
-        _load(saved, rank=1)
-    assert _load(saved, rank=0)["step"] == 100
+        _load(saved)
 
 
-def test_truncated_file_is_found(saved):
-    path = saved / "rank_00001.pt"
+@pytest.mark.parametrize("name", FILES)
+def test_truncated_file_is_found(saved, name):
+    path = saved / name
     data = path.read_bytes()
     path.write_bytes(data[:-1])
     with pytest.raises(
         CheckpointError,
-        match=rf"rank_00001\.pt: {len(data) - 1} bytes found, the manifest says {len(data)}",
+        match=rf"{re.escape(name)}: {len(data) - 1} bytes found, the manifest says {len(data)}",
     ):
-        _load(saved, rank=1)
+        _load(saved)
     assert find(saved.parent) == [] and latest(saved.parent) is None
 
 
-def test_missing_file_is_found(saved):
-    (saved / "rank_00001.pt").unlink()
-    with pytest.raises(CheckpointError, match=r"rank_00001\.pt: missing; the manifest lists it"):
-        _load(saved, rank=1)
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_found(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(
+        CheckpointError, match=rf"{re.escape(name)}: missing; the manifest lists it"
+    ):
+        _load(saved)
     assert find(saved.parent) == []
 
 
@@ -169,36 +196,29 @@ def test_manifest_that_is_not_json(saved):
         _load(saved)
 
 
-def test_other_world_size_is_refused(saved):
-    with pytest.raises(
-        CheckpointError, match="number of processes: 2 in the checkpoint, 4 in this run"
-    ):
-        _load(saved, world_size=4)
-
-
-def test_other_layout_is_refused_with_every_difference(saved):
-    other = {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 1}
+def test_other_identity_is_refused_with_every_difference(saved):
+    other = {"model.hidden_size": 12, "dtype": "bf16"}
     with pytest.raises(CheckpointError) as caught:
-        _load(saved, layout=other)
+        _load(saved, identity=other)
     text = str(caught.value)
-    assert text.startswith(f"{saved / 'manifest.json'}: saved with another model or layout:\n")
-    assert "tensor_model_parallel_size: 1 in the checkpoint, 2 in this run" in text
-    assert "data_parallel_size: 2 in the checkpoint, nothing in this run" in text
-    assert "expert_model_parallel_size: nothing in the checkpoint, 1 in this run" in text
+    assert text.startswith(f"{saved / 'manifest.json'}: saved by another kind of run:\n")
+    assert "model.hidden_size: 6 in the checkpoint, 12 in this run" in text
+    assert "optimizer: adamw in the checkpoint, nothing in this run" in text
+    assert "dtype: nothing in the checkpoint, bf16 in this run" in text
 
 
-def test_layout_with_tuples_equals_itself_after_json(folder):
-    layout = {"order": ("tp", "cp", "ep"), "sizes": {"tp": 1}}
-    report = save_step(folder, 1, 0, 1, layout=layout)
-    assert _load(report.path, world_size=1, layout=layout)["step"] == 1
+def test_identity_with_tuples_equals_itself_after_json(folder):
+    identity = {"order": ("tp", "cp", "ep"), "sizes": {"tp": 1}}
+    report = save_step(folder, 1, 0, 1, identity=identity)
+    assert _load(report.path, identity=identity)["step"] == 1
 
 
 def test_other_format_version_is_refused(saved):
     manifest = read_manifest(saved)
-    write_manifest(saved, type(manifest)(**{**vars(manifest), "format_version": 2}))
-    assert json.loads((saved / "manifest.json").read_text())["format_version"] == 2
+    write_manifest(saved, type(manifest)(**{**vars(manifest), "format_version": 1}))
+    assert json.loads((saved / "manifest.json").read_text())["format_version"] == 1
     with pytest.raises(
-        CheckpointError, match="format version 2, this program reads and writes version 1"
+        CheckpointError, match="format version 1, this program reads and writes version 2"
     ):
         _load(saved)
 
@@ -220,14 +240,16 @@ def test_what_could_not_be_loaded_is_refused_before_it_is_saved(folder, value, n
 def test_ranks_that_disagree_are_refused(folder, two_ranks):
     errors = two_ranks(lambda rank: save_step(folder, 5 + rank, rank, WORLD_SIZE))
     for error in errors:
-        assert "the ranks disagree on step, layout or metadata: rank 0 has (5," in str(error)
+        assert "the ranks disagree on step, layout, identity or metadata: rank 0 has (5," in str(
+            error
+        )
     assert list(folder.iterdir()) == []
 
 
 def test_saving_the_same_step_again_replaces_it(folder):
     save_step(folder, 5, 0, 1)
     report = save_step(folder, 5, 0, 1, payload={"second": 1})
-    assert _load(report.path, world_size=1) == {"second": 1}
+    assert _load(report.path) == {"second": 1}
     assert sorted(file.name for file in folder.iterdir()) == ["latest", "step_00000005"]
 
 
@@ -237,7 +259,12 @@ def test_what_an_earlier_attempt_left_is_not_taken_along(folder):
     torn.mkdir(parents=True)
     (torn / "rank_00007.pt").write_bytes(b"torn")
     report = save_step(folder, 5, 0, 1)
-    assert sorted(path.name for path in report.path.iterdir()) == ["manifest.json", "rank_00000.pt"]
+    assert sorted(path.name for path in report.path.iterdir()) == [
+        "index.json",
+        "manifest.json",
+        "rank_00000.bin",
+        "rank_00000.pt",
+    ]
 
 
 def test_keep_last_prunes_the_oldest_and_torn_saves(folder):
@@ -271,8 +298,15 @@ def test_keep_last_never_removes_the_one_just_saved(folder):
 
 
 def test_keep_last_below_one_is_refused(folder):
-    with pytest.raises(ValueError, match="keep_last is 0; 1 or more, or None to keep all"):
+    with pytest.raises(ValueError, match="keep_last is 0; 1 or more, or None"):
         save_step(folder, 1, 0, 1, keep_last=0)
+
+
+def test_multiples_and_imported_weights_are_kept(folder):
+    save_step(folder, 0, 0, 1)
+    for step in range(1, 8):
+        save_step(folder, step, 0, 1, keep_last=2, every=3)
+    assert [path.name[-1] for path in find(folder)] == ["0", "3", "6", "7"]
 
 
 def test_what_cannot_be_pruned_is_a_warning(folder, monkeypatch):

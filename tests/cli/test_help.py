@@ -19,6 +19,7 @@ from tests.cli.commands import k2
     [
         (["--help"], ["train", "validate", "data", "checkpoint", "--version"]),
         (["train", "--help"], ["CONFIG", "--set SECTION.KEY=VALUE", "--nproc N", "Exit codes"]),
+        (["plan", "--help"], ["CONFIG", "--gpus N[,N...]", "--fit", "--json", "--html FILE"]),
         (["validate", "--help"], ["CONFIG", "--set SECTION.KEY=VALUE"]),
         (["data", "--help"], ["prepare", "tokenise text and JSONL"]),
         (["data", "prepare", "--help"], ["INPUT", "--output PREFIX", "--tokenizer", "--workers N"]),

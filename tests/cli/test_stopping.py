@@ -38,7 +38,7 @@ def test_signals_save_and_the_same_command_goes_on(place):
     assert done.err.strip() == (
         "k2-megatron: stopping after this step; Ctrl-C again to end at once"
     )
-    assert f"resumed after step {step}\n" in done.out
+    assert f"resumed after step {step} from runs/long/checkpoints/" in done.out
     latest = (checkpoints / "latest").read_text().strip()
     step = int(latest.removeprefix("step_"))
     assert f"stopped by SIGINT after step {step}; the checkpoint is saved\n" in done.out

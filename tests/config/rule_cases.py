@@ -204,6 +204,18 @@ CASES = [
         "heads are divided within blocks that are apart",
     ),
     (
+        "refuse_newton_schulz_that_runs_away",
+        ["optimizer.muon_ns_coefficients=[3.5, -3, 3]", "MUONCLIP"],
+        "given a list of 3 items with optimizer.muon_ns_steps 5 (default); allowed: coefficients "
+        "that keep every singular value under 2; one of 0.01 would be 8.9 after step 5",
+    ),
+    (
+        "refuse_layout_that_does_not_fit",
+        ["LAYOUT=Etttt|mL", "PP=2", "model.mtp_num_layers=1"],
+        "given Etttt|mL with model.mtp_num_layers 1 (=model.mtp_num_layers); allowed: a decoder "
+        "layer beside the multi-token-prediction layers; megatron-core takes their form from it",
+    ),
+    (
         "refuse_batch_that_no_process_count_fits",
         ["GBS=3", "EP=2"],
         "given 3 with MBS 1 (default), TP 1 (default), PP 1 (default), VPP null (default), "
@@ -254,5 +266,80 @@ CASES = [
         ["data.corpora=[{path: a}, {path: b}, {path: a}]"],
         "given a list of 3 items; allowed: each path once; "
         "a is listed 2 times; raise its weight instead",
+    ),
+    (
+        "refuse_keeping_steps_that_are_not_saved",
+        ["checkpoint.keep_every_steps=1500"],
+        "given 1500 with checkpoint.save_every_steps 1000 (default); allowed: a multiple of 1000; "
+        "no checkpoint would be saved at such a step",
+    ),
+    (
+        "refuse_keeping_steps_that_are_not_saved",
+        ["checkpoint.keep_every_steps=10", "checkpoint.save_every_steps=null"],
+        "given 10 with checkpoint.save_every_steps null (=checkpoint.save_every_steps); "
+        "allowed: null; no checkpoint would be saved at such a step",
+    ),
+    (
+        "refuse_keeping_some_where_all_are_kept",
+        ["checkpoint.keep_every_steps=1000", "checkpoint.keep_last=null"],
+        "given 1000 with checkpoint.keep_last null (=checkpoint.keep_last); allowed: null; "
+        "keep_last null keeps all",
+    ),
+    (
+        "refuse_cpu_job_without_tasks",
+        ["cluster.tasks_per_node=null", "cluster.nodes=1", "cluster.gpus_per_node=0"],
+        "given null with cluster.gpus_per_node 0 (=cluster.gpus_per_node); allowed: an integer "
+        ">= 1; a job on CPUs needs the number of its ranks",
+    ),
+    (
+        "refuse_nodes_that_do_not_fit",
+        ["cluster.nodes=3"],
+        "given 3 with cluster.gpus_per_node 8 (default), "
+        "TP 1 (default), PP 1 (default), VPP null (default), CP 1 (default), EP 1 (default), ETP 1 "
+        "(automatic), GBS 8 (c.yaml:6), MBS 1 (default); "
+        "allowed: 1; 24 processes do not fit the parallel layout and the batch; the smallest "
+        "numbers that do: 1, 2, 4, 8",
+    ),
+    (
+        "refuse_nodes_that_do_not_fit",
+        ["cluster.nodes=2", "cluster.gpus_per_node=3"],
+        "given 2 with cluster.gpus_per_node 3 (=cluster.gpus_per_node), "
+        "TP 1 (default), PP 1 (default), VPP null (default), CP 1 (default), EP 1 (default), ETP 1 "
+        "(automatic), GBS 8 (c.yaml:6), MBS 1 (default); "
+        "allowed: no number of nodes of 3 ranks; 6 processes do not fit the parallel layout and "
+        "the batch; the smallest numbers that do: 1, 2, 4, 8",
+    ),
+    (
+        "refuse_saving_before_the_job_begins",
+        [
+            "cluster.save_before_limit_seconds=600",
+            "cluster.time_limit='00:10:00'",
+            "cluster.nodes=1",
+        ],
+        "given 600 with cluster.time_limit 00:10:00 (=cluster.time_limit); allowed: less than 600; "
+        "the ranks would be told to stop before they could start",
+    ),
+    (
+        "refuse_requeue_that_cannot_resume",
+        ["cluster.requeue=true", "checkpoint.resume=never", "cluster.nodes=1"],
+        "given true with checkpoint.resume never (=checkpoint.resume), cluster.nodes 1 "
+        "(=cluster.nodes); allowed: false, or checkpoint.resume auto; a requeued job goes on from "
+        "its checkpoint",
+    ),
+    (
+        "refuse_environment_given_twice_or_set_by_the_script",
+        ["cluster.environment=[{name: A, value: x}, {name: A, value: y}]", "cluster.nodes=1"],
+        "given a list of 2 items; allowed: each name once; A is listed 2 times",
+    ),
+    (
+        "refuse_environment_given_twice_or_set_by_the_script",
+        ["cluster.environment=[{name: SLURM_X, value: x}]", "cluster.nodes=1"],
+        "given a list of 1 item; allowed: other names than SLURM_X; the job itself sets it",
+    ),
+    (
+        "refuse_log_path_that_slurm_rewrites",
+        ["run.folder=a%b", "cluster.nodes=1"],
+        "given a%b with cluster.nodes 1 (=cluster.nodes); allowed: a path without % and \\; SLURM "
+        "gives them a meaning of its own in the path of a log",
     ),
 ]

@@ -22,6 +22,8 @@ VARIANTS = [
     ["optimizer.type=muonclip", "optimizer.muon_ns_coefficients=[2, -1.5, 1.0e-07]"],
     ["optimizer.type=muonclip", "optimizer.qk_clip=none", "optimizer.muon_ns_dtype=fp16"],
     ["data.corpora=[{path: '12', weight: 0.25}, {path: 'null'}]"],
+    ["cluster.nodes=1", "cluster.time_limit='24:00:00'", "cluster.container=a.sif"],
+    ["cluster.nodes=1", "cluster.environment=[{name: A, value: '1'}, {name: B, value: ''}]"],
 ]
 
 

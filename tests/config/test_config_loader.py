@@ -155,7 +155,8 @@ def test_unknown_and_repeated_keys_and_sections(tmp_path):
         + "memory: none\nprecision: [bf16]\n"
     )
     known = (
-        "run, model, parallel, precision, optimizer, schedule, data, memory, checkpoint, logging"
+        "run, model, parallel, precision, optimizer, schedule, data, memory, checkpoint, logging, "
+        "cluster"
     )
     logging = "log_every_steps, valid_every_steps, valid_steps, tensorboard"
     found = problems(tmp_path, text=text)

@@ -46,8 +46,13 @@ KEYS = {
     ),
     "data": "corpora valid_fraction cache_folder num_workers",
     "memory": "preset",
-    "checkpoint": "save_every_steps save_at_end keep_last resume",
+    "checkpoint": "save_every_steps save_at_end keep_last keep_every_steps async_save resume",
     "logging": "log_every_steps valid_every_steps valid_steps tensorboard",
+    "cluster": (
+        "nodes gpus_per_node gpu_type tasks_per_node cpus_per_task exclusive partition account qos "
+        "constraint time_limit save_before_limit_seconds requeue venv container container_runtime "
+        "container_mounts environment"
+    ),
 }
 
 
@@ -57,6 +62,8 @@ def test_keys_are_those_that_users_rely_on():
     assert found == KEYS
     item = keys_of(sections()["data"])["corpora"].item
     assert item is not None and list(keys_of(item)) == ["path", "weight"]
+    item = keys_of(sections()["cluster"])["environment"].item
+    assert item is not None and list(keys_of(item)) == ["name", "value"]
 
 
 def test_page_is_current():

@@ -79,6 +79,10 @@ ALLOWED = [
     ["MUONCLIP", "optimizer.muon_split_q_up=false", "optimizer.muon_split_kv_up=false"],
     ["MUONCLIP", "optimizer.qk_clip=observe", "optimizer.qk_clip_threshold=30"],
     ["MUONCLIP", "DENSE=4"],
+    ["cluster.nodes=1", "cluster.time_limit='1-00:00:00'", "cluster.environment=[]"],
+    ["cluster.nodes=4", "cluster.gpus_per_node=0", "cluster.tasks_per_node=2"],
+    ["checkpoint.resume=never", "cluster.nodes=1", "cluster.requeue=false"],
+    ["run.folder=a%b"],
 ]
 
 
@@ -165,6 +169,31 @@ NO_EFFECT = [
         "schedule.lr_decay_style constant (=schedule.lr_decay_style)",
         "the rate never decays",
     ),
+    *[
+        (f"cluster.{given}", [], "cluster.nodes null (default)", "without it there is no job")
+        for given in ("gpus_per_node=8", "partition=gpu", "requeue=true", "venv=.venv")
+    ],
+    (
+        "cluster.tasks_per_node=2",
+        ["cluster.nodes=1"],
+        "cluster.gpus_per_node 8 (default)",
+        "each GPU gets one rank",
+    ),
+    (
+        "cluster.gpu_type=h100",
+        ["cluster.gpus_per_node=0", "cluster.nodes=1", "cluster.tasks_per_node=1"],
+        "cluster.gpus_per_node 0 (=cluster.gpus_per_node)",
+        "the job has no GPU",
+    ),
+    *[
+        (
+            f"cluster.{given}",
+            ["cluster.nodes=1"],
+            "cluster.container null (default)",
+            "there is no container",
+        )
+        for given in ("container_runtime=pyxis", "container_mounts=/data:/data")
+    ],
     (
         "schedule.lr_wsd_decay_steps=5",
         ["schedule.lr_decay_style=cosine"],

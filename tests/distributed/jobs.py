@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +24,7 @@ from k2_megatron.model.build import Model
 from k2_megatron.platform.select import current_platform
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.session import Session, build_session
-from k2_megatron.train.state import resume_session, save_session
+from k2_megatron.train.state import SessionSaver, resume_session
 from k2_megatron.train.step import StepOutcome, evaluate, train_step
 from tests.distributed.canonical import Rectangle
 
@@ -144,13 +143,17 @@ def train_and_save(
     session = build(config_path, overrides)
     folder = RunFolder.of(session.config)
     if first > 1:
-        resumed, warnings = resume_session(session, folder, "the data order")
-        assert (resumed, warnings) == (first - 1, [])
+        resumed = resume_session(session, folder, "the data order")
+        assert (resumed.step, resumed.warnings) == (first - 1, ())
+    saver = SessionSaver(session, folder, "the data order")
     outcomes = []
     for step in range(first, last + 1):
         outcomes += steps(session, step, step)
         if step == save_after:
-            save_session(session, folder, step, "the data order")
+            saver.save(step)
+        else:
+            saver.advance()
+    saver.finish()
     return {
         "losses": [outcome.loss for outcome in outcomes],
         "parameters": parameters(session.model),
@@ -180,16 +183,9 @@ def skipped_step(config_path: str, overrides: list[str]) -> dict[str, Any]:
 def _numbers(session: Session) -> list[torch.Tensor]:
     """Copies of all weights and all optimizer state."""
     found = [parameter.detach().clone() for parameter, _ in session.model.parameters()]
-    return [*found, *_tensors(session.optimizer.state_dict())]
-
-
-def _tensors(state: Any) -> Iterator[torch.Tensor]:
-    """Copies of the tensors in nested dictionaries and lists."""
-    if torch.is_tensor(state):
-        yield state.clone()
-    elif isinstance(state, dict | list):
-        for value in state.values() if isinstance(state, dict) else state:
-            yield from _tensors(value)
+    for state in session.optimizer.shard_states():
+        found += [values.clone() for values in state.tensors.values()]
+    return found
 
 
 def train_with_evaluation(

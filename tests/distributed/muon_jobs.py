@@ -44,6 +44,10 @@ def train(
         "sent": sent,
         "shapes": session.model.shapes,
         "state_bytes": state_bytes(session),
+        "rounded": all(
+            torch.equal(shard.weights, shard.master.to(shard.weights.dtype))
+            for shard in session.optimizer._shards  # type: ignore[attr-defined]
+        ),
         "rounds": len(session.optimizer._matrices.placement.rounds),  # type: ignore[attr-defined]
     }
 

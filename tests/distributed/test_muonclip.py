@@ -91,8 +91,10 @@ def test_layout_equals_the_plain_rule(layout: Layout) -> None:
     seen = sorted(shape for result in ranks for shape in result["orthogonalised"])
     assert seen == sorted(expected * NUM_STEPS)
     # The bytes that travelled are the bytes reported.
-    reported = ranks[0]["metrics"][0]["muon/gather_bytes"]
+    step = ranks[0]["metrics"][0]
+    reported = step["muon/gather_bytes"] + step["muon/tensor_gather_bytes"]
     assert sum(sum(result["sent"]) for result in ranks) == reported * NUM_STEPS
+    assert (step["muon/tensor_gather_bytes"] > 0) == (layout.tp > 1)
 
 
 @pytest.mark.parametrize(
@@ -127,13 +129,17 @@ def test_many_small_rounds_equal_the_plain_rule(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides",
-    [("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")],
-    ids=",".join,
+    "layout", [Layout(world_size=4, ep=2), Layout(world_size=8, pp=2, vpp=2, ep=2)], ids=str
 )
-def test_overlapped_reduction_and_gather_change_nothing(overrides: tuple[str, ...]) -> None:
-    layout = Layout(world_size=4, ep=2)
-    assert_equal(sharded(layout, *overrides), plain())
+def test_overlapped_reduction_and_gather_change_nothing(layout: Layout) -> None:
+    overlap = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
+    assert_equal(sharded(layout, *overlap), plain())
+
+
+def test_mtp_on_the_last_stage_equals_the_plain_rule() -> None:
+    """Its embedding is a copy of the first stage's, which the norm must count once."""
+    mtp = "model.mtp_num_layers=1"
+    assert_equal(sharded(Layout(world_size=4, pp=2, tp=2, etp=2), mtp), plain(mtp))
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("fp32", 8), ("bf16", 6)])
@@ -156,6 +162,9 @@ def test_bf16_run_follows_the_fp32_run() -> None:
     """
     layout = Layout(world_size=4, tp=2, etp=2)
     fp32, bf16 = (sharded(layout, f"precision.dtype={dtype}") for dtype in ("fp32", "bf16"))
+    # After QK-Clip too the weights are the masters, rounded.
+    assert bf16[0]["metrics"][-1]["qk_clip/heads_clipped"] > 0
+    assert all(result["rounded"] for result in bf16)
     assert bf16[0]["grad_norms"] == pytest.approx(fp32[0]["grad_norms"], rel=2e-2)
     for kind, rms in bf16[0]["metrics"][-1].items():
         if kind.startswith("muon/update_rms/"):

@@ -75,6 +75,7 @@ ONE_GPU = (
     Case(name="one-reduce", world_size=1, options=(REDUCE,), same_as="one"),
     Case(name="one-reduce-gather", world_size=1, options=(REDUCE, GATHER), same_as="one"),
     Case(name="one-muon", world_size=1, options=MUON, reference="one-muon"),
+    Case(name="one-muon-all", world_size=1, options=(*MUON, ALL_EXPERTS), reference="one-muon-all"),
     Case(name="one-muon-fp32", world_size=1, options=(*MUON, FP32), reference="one-muon-fp32"),
     Case(name="one-recompute", world_size=1, recompute=CORE_RECOMPUTE, same_as="one"),
     Case(name="one-recompute-moe", world_size=1, recompute=("moe",), same_as="one"),
@@ -87,6 +88,15 @@ TWO_GPUS = (
         options=(*MUON, REDUCE, GATHER),
         reference="one-muon",
         same_as="dp2-muon",
+    ),
+    Case(name="pp2-vpp2-muon", world_size=2, options=(*MUON, PP, VPP), reference="one-muon"),
+    Case(name="cp2-muon", world_size=2, options=(*MUON, CP, ALL_EXPERTS), reference="one-muon-all"),
+    Case(
+        name="ep2-overlap-muon",
+        world_size=2,
+        options=(*MUON, EP, OVERLAP, DELAY),
+        reference="one-muon",
+        same_as="ep2-muon",
     ),
     Case(name="ep2-muon", world_size=2, options=(*MUON, EP), reference="one-muon"),
     *(

@@ -9,7 +9,6 @@ also equal that bit for bit.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -139,12 +138,10 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count(), choices=(1, 2))
     parser.add_argument("--timeout-seconds", type=float, default=420)
-    parser.add_argument("--logs", type=Path, help="keep the ranks' logs here")
+    parser.add_argument("--logs", type=Path, help="keep the ranks' logs and results in this folder")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
-        rows = run_matrix(args.gpus, Path(folder), args.timeout_seconds)
-        for log in Path(folder).glob("*/*.log") if args.logs else ():
-            shutil.copy(log, args.logs / f"{log.parent.name}_{log.name}")
+        rows = run_matrix(args.gpus, args.logs or Path(folder), args.timeout_seconds)
     print(f"{torch.cuda.get_device_name()} x {args.gpus}, PyTorch {torch.__version__}")
     for row in rows:
         print(row)

@@ -76,8 +76,9 @@ def test_cpu_and_gpu_agree_in_fp32(model: str, both_platforms: dict[str, dict[st
 
 
 @pytest.mark.gpu
-def test_resume_equals_not_stopping_on_one_gpu(tmp_path: Path) -> None:
-    _assert_resume_equals_not_stopping(1, [], tmp_path)
+@pytest.mark.parametrize("optimizer", ["adamw", "muonclip"])
+def test_resume_equals_not_stopping_on_one_gpu(optimizer: str, tmp_path: Path) -> None:
+    _assert_resume_equals_not_stopping(1, [f"optimizer.type={optimizer}"], tmp_path)
 
 
 @pytest.mark.multi_gpu

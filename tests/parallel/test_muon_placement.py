@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from k2_megatron.parallel.buckets import buffers, cut_into_buckets, shares
 from k2_megatron.parallel.canonical import canonical_shapes
 from k2_megatron.parallel.geometry import ParameterGeometry, Piece, RankPlace, chunk_geometry
 from k2_megatron.parallel.layout import Stage
@@ -156,21 +157,16 @@ def k2_stage_holdings(data_size: int, expert_data_size: int) -> tuple[list[Holdi
         place_of_rank = RankPlace(expert_size=16, expert_rank=rank % 16)
         entries = chunk_geometry(K2, stage, place_of_rank, fused_norms=True, grouped_experts=True)
         found: list[Fragment] = []
-        for is_expert, ways, index in (
-            (False, data_size, rank),
-            (True, expert_data_size, rank // 16),
+        for buffer, ways, index in zip(
+            buffers(entries, expert_parallel=True),
+            (data_size, expert_data_size),
+            (rank, rank // 16),
+            strict=True,
         ):
-            offset = 0
-            chosen = [entry for entry in entries[::-1] if entry.is_expert == is_expert]
-            total = sum(-(-entry.shape[0] * entry.shape[1] // 64) * 64 for entry in chosen)
-            size = -(-total // (ways * 128)) * 128
-            for entry in chosen:
-                count = entry.shape[0] * entry.shape[1]
-                begin = max(0, size * index - offset)
-                end = min(count, size * (index + 1) - offset)
-                if begin < end and assignment.uses_muon(entry.pieces[0].key):
-                    found += fragments(entry, begin, end, assignment)
-                offset += -(-count // 64) * 64
+            (bucket,) = cut_into_buckets(buffer, ways)
+            for share in shares(bucket, ways, index):
+                if assignment.uses_muon(share.entry.pieces[0].key):
+                    found += fragments(share.entry, share.begin, share.end, assignment)
         sizes: dict[str, int] = {}
         for part in found:
             sizes[part.matrix] = sizes.get(part.matrix, 0) + part.size
@@ -191,11 +187,21 @@ def k2_stage_holdings(data_size: int, expert_data_size: int) -> tuple[list[Holdi
     return holdings, assignment
 
 
-@pytest.mark.parametrize(("data_size", "expert_data_size"), [(16, 1), (32, 2), (128, 8)])
-def test_k2_layout_costs_at_most_a_quarter_more_than_zero1_adamw(
-    data_size: int, expert_data_size: int
+# The table of docs/muonclip.md: ranks a stage, ranks that share an expert, bytes beside AdamW's,
+# longest queue over the mean.
+K2_STAGES = [
+    (16, 1, 1.0099, 1.04),
+    (32, 2, 1.0017, 1.10),
+    (64, 4, 1.0009, 1.22),
+    (128, 8, 1.0005, 1.46),
+]
+
+
+@pytest.mark.parametrize(("data_size", "expert_data_size", "ratio", "balance"), K2_STAGES)
+def test_k2_layout_costs_little_more_than_zero1_adamw(
+    data_size: int, expert_data_size: int, ratio: float, balance: float
 ) -> None:
-    """16, 32 and 128 ranks a stage: 32, 64 and 256 nodes of 8 GPUs at PP16 x EP16.
+    """32, 64, 128 and 256 nodes of 8 GPUs at PP16 x EP16.
 
     ZeRO-1 AdamW moves 4 bytes a gradient element in its reduce-scatter and 2 a weight in its
     all-gather, (D - 1) of D shards each, summed over the D ranks.
@@ -217,7 +223,8 @@ def test_k2_layout_costs_at_most_a_quarter_more_than_zero1_adamw(
     adamw = 6 * ((data_size - 1) * dense + (expert_data_size - 1) * experts)
     muon = 2 * placement.data_elements
     assert muon <= 4 * placement.cut_elements  # there and back in bf16, less what stays
-    assert 1 < 1 + muon / adamw <= 1.25
+    assert 1 + muon / adamw == pytest.approx(ratio, abs=1e-4)
+    assert placement.balance == pytest.approx(balance, abs=0.01)
     # No queue is longer than the mean and one matrix, which cannot be shared out.
     largest = newton_schulz_cost(assignment.matrices["layers.1.attention.out"])
     assert max(placement.loads) <= sum(placement.loads) / data_size + largest

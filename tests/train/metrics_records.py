@@ -26,6 +26,7 @@ MUONCLIP_VALUES = {
     tags.MUON_UPDATE_RMS.format(kind="experts"): 0.1875,
     tags.MUON_SECONDS: 0.125,
     tags.MUON_BYTES: 3e9,
+    tags.MUON_TENSOR_BYTES: 1e9,
 }
 
 EXTRA = DEVICE_VALUES | MUONCLIP_VALUES

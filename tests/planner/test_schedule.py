@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""The schedule model against the engine's own tables, and what follows from it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from megatron.core.pipeline_parallel.schedules import get_schedule_table
+
+from k2_megatron.planner.schedule import (
+    most_in_flight,
+    operations,
+    pipeline_seconds,
+    steady_micro_batches,
+    timeline,
+)
+
+
+@pytest.mark.parametrize(("pipeline", "virtual", "count"), [(2, 2, 4), (4, 3, 12), (8, 2, 16)])
+def test_order_is_the_engines(pipeline: int, virtual: int, count: int) -> None:
+    table = get_schedule_table(count, virtual, pipeline)
+    order = operations(0, pipeline, virtual, count, False)
+    forward = [(one.micro_batch, one.chunk) for one in order if one.forward]
+    backward = [(one.micro_batch, virtual - 1 - one.chunk) for one in order if not one.forward]
+    assert forward == table and backward == table
+
+
+def test_warm_up_of_the_report() -> None:
+    """Figure 7 of the K2 report: 4 ranks, 2 chunks, one more warm-up: 11, 9, 7 and 5 forwards."""
+    found = []
+    for rank in range(4):
+        order = operations(rank, 4, 2, 8, True)
+        found.append([one.forward for one in order].index(False) - 1)
+    assert found == [11, 9, 7, 5]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(("pipeline", "virtual"), [(1, 1), (4, 1), (4, 2), (16, 4)])
+def test_every_micro_batch_goes_forth_and_back_once(
+    pipeline: int, virtual: int, overlap: bool
+) -> None:
+    count = 2 * pipeline
+    for rank in range(pipeline):
+        order = operations(rank, pipeline, virtual, count, overlap)
+        for forward in (True, False):
+            places = [(o.chunk, o.micro_batch) for o in order if o.forward == forward]
+            assert sorted(places) == [(c, m) for c in range(virtual) for m in range(count)]
+
+
+@pytest.mark.parametrize(("pipeline", "virtual"), [(4, 1), (4, 2), (16, 4)])
+def test_more_micro_batches_hold_no_more(pipeline: int, virtual: int) -> None:
+    few = steady_micro_batches(pipeline, 10**6)
+    for rank in range(pipeline):
+        found = [
+            most_in_flight(operations(rank, pipeline, virtual, count, True), [1.0] * virtual)[0]
+            for count in (few, 4 * few)
+        ]
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("pipeline", "virtual"), [(4, 1), (4, 2), (8, 4)])
+def test_bubble_of_even_stages(pipeline: int, virtual: int) -> None:
+    """(PP - 1) / VPP times the work of one micro-batch (Narayanan et al., 2021)."""
+    ones, twos = [1.0] * (pipeline * virtual), [2.0] * (pipeline * virtual)
+    for count in (pipeline, 3 * pipeline):
+        total, work = pipeline_seconds(pipeline, virtual, count, False, ones, twos)
+        assert work == 3 * virtual * count
+        assert total - work == 3 * (pipeline - 1)
+
+
+def test_a_rank_does_one_thing_at_a_time_after_its_input() -> None:
+    costs = [1.0, 3.0, 2.0, 1.0]
+    for bars in timeline(2, 2, 6, True, costs, [2 * cost for cost in costs]):
+        assert all(one.end <= other.begin for one, other in pairwise(bars))
+        assert all(bar.end > bar.begin for bar in bars)
