@@ -177,7 +177,9 @@ class AdamW:
         """
         counts = {int(state["step"]) for _, _, state in self._shards() if "step" in state}
         for inner in self._inner():
-            counts |= {int(g["step"]) for g in inner.optimizer.param_groups if "step" in g}
+            groups = inner.optimizer.param_groups
+            # An empty group is not counted on (distrib_optimizer.py:661).
+            counts |= {int(g["step"]) for g in groups if g["params"] and "step" in g}
         assert len(counts) <= 1, f"shards have counted different numbers of steps: {counts}"
         return counts.pop() if counts else None
 
@@ -193,7 +195,8 @@ class AdamW:
         for inner in self._inner():
             if not _counts_per_shard(inner.optimizer):
                 for group in inner.optimizer.param_groups:
-                    group["step"] = num_updates
+                    if group["params"]:
+                        group["step"] = num_updates
 
     def _shards(self) -> Iterator[tuple[FlatShard, torch.Tensor, dict[str, Any]]]:
         """Every shard with elements: in the bucket, its master, and the state begun for it."""

@@ -100,6 +100,17 @@ def _train(run: Run) -> int:
     session, say = run.session, run.say
     say(f"layout: {session.topology}, {session.sizes.num_microbatches} micro-batches a step")
     say(session.optimizer.describe())
+    lock = agree(lambda: run.folder.claim() if session.topology.rank == 0 else None)
+    try:
+        return _train_alone(run)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _train_alone(run: Run) -> int:
+    """The same, while no other command trains in the run's folder."""
+    session, say = run.session, run.say
     resumed = resume_session(session, run.folder, run.data_order)
     start = resumed.step
     for warning in resumed.warnings:

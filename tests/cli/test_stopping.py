@@ -7,7 +7,7 @@ from __future__ import annotations
 import signal
 import time
 
-from tests.cli.commands import assert_gone, running
+from tests.cli.commands import assert_gone, k2, running
 
 # Long enough for a signal to come in the middle.
 LONG = ("--set=schedule.train_steps=100000", "--set=logging.valid_every_steps=null")
@@ -57,3 +57,16 @@ def test_signals_save_and_the_same_command_goes_on(place):
     assert "runs/long/logs/rank_00001.log is empty" in done.err
     assert (checkpoints / "latest").read_text().strip() == latest
     assert_gone(ranks)
+
+
+def test_a_second_command_in_the_same_run_folder_is_refused(place):
+    """It would write the same checkpoints under the same names; the first one goes on."""
+    with running(place, *COMMAND, *LONG) as run:
+        run.wait_for("step      1/100000")
+        second = k2(place, *COMMAND, *LONG)
+        run.wait_for("step     30/100000")
+        run.process.send_signal(signal.SIGTERM)
+        assert run.done().code == 3
+    assert second.code == 2
+    assert "runs/long is being trained by process " in second.err
+    assert "another run.name" in second.err
