@@ -22,7 +22,9 @@ def run(own_place: Path, one_rank_run: tuple[Done, Path]) -> Path:
 
 
 def _files(run: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    """All a run has left; its lock names the last process that asked for it."""
+    files = (path for path in sorted(run.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {path: path.read_bytes() for path in files}
 
 
 def _flip_a_bit(path: Path) -> None:

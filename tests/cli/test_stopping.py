@@ -61,12 +61,13 @@ def test_signals_save_and_the_same_command_goes_on(place):
 
 def test_a_second_command_in_the_same_run_folder_is_refused(place):
     """It would write the same checkpoints under the same names; the first one goes on."""
-    with running(place, *COMMAND, *LONG) as run:
+    command = ("train", "tiny.yaml", "--set=run.name=twice", *COMMAND[3:], *LONG)
+    with running(place, *command) as run:
         run.wait_for("step      1/100000")
-        second = k2(place, *COMMAND, *LONG)
+        second = k2(place, *command)
         run.wait_for("step     30/100000")
         run.process.send_signal(signal.SIGTERM)
         assert run.done().code == 3
     assert second.code == 2
-    assert "runs/long is being trained by process " in second.err
+    assert "runs/twice is being trained by process " in second.err
     assert "another run.name" in second.err
