@@ -4,8 +4,8 @@
 
     python3 benchmarks/qk_clip.py [--out docs/images/qk-clip.png]
 
-Trains the tiny K2 of examples/ twice on a CPU, some three minutes on two cores: the learning rate
-is more than ten times the example's and there is no weight decay. Needs the corpus that
+Trains the tiny K2 of examples/ twice on a CPU, some two minutes on two cores: the learning rate
+is twice the example's and there is no weight decay. Needs the corpus that
 `make train` prepares.
 """
 

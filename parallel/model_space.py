@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from k2_megatron.parallel.geometry import ParameterGeometry, Range
-from k2_megatron.parallel.muonclip.fragments import row_rectangles
+from k2_megatron.parallel.rectangles import row_rectangles
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GIB = 2**30
 
@@ -37,7 +37,6 @@ class Gpu:
     source: str
 
 
-_MEASURED = "computation measured on two K2 layers, links 80 % of nominal"
 _H100 = Gpu(
     name="H100",
     memory_bytes=int(79.1 * GIB),
@@ -47,30 +46,17 @@ _H100 = Gpu(
     node_rate=360e9,
     network_rate=40e9,
     host_rate=50e9,
-    source=_MEASURED,
+    source="computation measured on two K2 layers, links 80 % of nominal",
 )
 GPUS: Mapping[str, Gpu] = {
     "H100": _H100,
-    "H200": Gpu(
-        name="H200",
-        memory_bytes=int(139.8 * GIB),
-        flops=440e12,
-        newton_schulz_flops=555e12,
-        memory_rate=3.6e12,
-        node_rate=360e9,
-        network_rate=40e9,
-        host_rate=50e9,
-        source=_MEASURED,
+    "H200": replace(
+        _H100, name="H200", memory_bytes=int(139.8 * GIB), flops=440e12, memory_rate=3.6e12
     ),
-    "H800": Gpu(
+    "H800": replace(
+        _H100,
         name="H800",
-        memory_bytes=int(79.1 * GIB),
-        flops=430e12,
-        newton_schulz_flops=555e12,
-        memory_rate=2.4e12,
         node_rate=160e9,
-        network_rate=40e9,
-        host_rate=50e9,
         source="an H100 with slower links between its GPUs: not measured",
     ),
 }

@@ -13,7 +13,6 @@ from k2_megatron.planner.plan import Plan, RankPlan
 from k2_megatron.planner.update_rules import rules_table
 
 GIB = 2**30
-WIDTH = 100
 
 
 def gib(size: float) -> str:

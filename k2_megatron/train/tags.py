@@ -12,6 +12,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from k2_megatron.parallel.muonclip.rules import KINDS as MUON_KINDS  # what `{kind}` stands for
+
 LOSS_TRAIN = "loss/train"
 LOSS_VALID = "loss/valid"
 LR = "optimizer/lr"
@@ -41,20 +43,6 @@ DEVICE_MEMORY_CLOCK = "device/memory_clock_mhz"
 DEVICE_MEMORY_USED = "device/memory_used_bytes"
 DEVICE_UTILIZATION = "device/utilization_percent"
 DEVICE_TEMPERATURE = "device/temperature_celsius"
-
-# What `{kind}` stands for: the classes of matrices that Muon updates.
-MUON_KINDS = (
-    "router",
-    "q_down",
-    "q_up",
-    "kv_down",
-    "kv_up",
-    "attention_out",
-    "dense_mlp",
-    "experts",
-    "shared_expert",
-    "mtp_join",
-)
 
 # Placeholder in a name -> what it matches, and its word on the page.
 _PLACEHOLDERS = {"{layer:03d}": (r"\d{3,}", "NNN"), "{kind}": ("|".join(MUON_KINDS), "KIND")}

@@ -46,8 +46,7 @@ class ShardedAdamW:
         self._optimizer.step()
         for shard in self._shards:
             shard.master.grad = None
-            if shard.parameter_view is not None:
-                shard.parameter_view.copy_(shard.master)
+            shard.round_master()
 
     def moments(self, shard: OwnedShard) -> dict[str, torch.Tensor]:
         """Both moments of one of its shards; zeros where they are not begun."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from k2_megatron.parallel.muonclip.fragments import Fragment, Rectangle, area
+from k2_megatron.parallel.muonclip.fragments import Fragment
 from k2_megatron.parallel.muonclip.placement import CutMatrix, Holding
 from k2_megatron.parallel.muonclip.rules import LogicalMatrix
+from k2_megatron.parallel.rectangles import Rectangle, area
 
 Parts = list[tuple[int, Fragment, CutMatrix]]
 
@@ -114,11 +115,7 @@ class Exchange:
             Waits, and gives (index into `Holding.cut`, flat values) for this rank's fragments.
         """
         side = self._rounds[index].back
-        where = {
-            matrix.name: values
-            for batch in batches
-            for matrix, values in zip(batch.matrices, batch.values, strict=True)
-        }
+        where = _by_name(batches)
 
         def fill(outgoing: torch.Tensor) -> None:
             def write(_: int, fragment: Fragment, one: CutMatrix, values: torch.Tensor) -> None:
@@ -169,11 +166,7 @@ class Exchange:
             )
             for shape, matrices in by_shape.items()
         ]
-        where = {
-            matrix.name: values
-            for batch in batches
-            for matrix, values in zip(batch.matrices, batch.values, strict=True)
-        }
+        where = _by_name(batches)
 
         def write(_: int, fragment: Fragment, one: CutMatrix, values: torch.Tensor) -> None:
             _copy_rectangles(where[one.matrix.name], fragment.rectangles, values, out=False)
@@ -199,6 +192,15 @@ def _round(chosen: Sequence[CutMatrix], holdings: Sequence[Holding], rank: int) 
 
     owned = [one for one in chosen if one.owner == rank]
     return Round(there=side(there=True), back=side(there=False), owned=owned)
+
+
+def _by_name(batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+    """Views of the matrices of all batches, [rows, columns]."""
+    return {
+        matrix.name: values
+        for batch in batches
+        for matrix, values in zip(batch.matrices, batch.values, strict=True)
+    }
 
 
 def _for_each(

@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from k2_megatron.parallel.geometry import ParameterGeometry, Range
+from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.parallel.muonclip.rules import Assignment
-
-Rectangle = tuple[Range, Range]
+from k2_megatron.parallel.rectangles import Rectangle, row_rectangles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,27 +65,3 @@ def fragments(
                     for rows, cols in row_rectangles(start, stop, width)
                 ),
             )
-
-
-def row_rectangles(begin: int, end: int, width: int) -> Iterator[Rectangle]:
-    """Cut elements [begin, end) of a matrix of `width` columns into rectangles, in order.
-
-    A part of the first row, whole rows, a part of the last row; each where there is one.
-    """
-    row, col = divmod(begin, width)
-    if col:
-        stop = min(width, col + end - begin)
-        yield (row, row + 1), (col, stop)
-        begin, row = row * width + stop, row + 1
-    whole = (end - begin) // width
-    if whole > 0:
-        yield (row, row + whole), (0, width)
-        begin, row = begin + whole * width, row + whole
-    if begin < end:
-        yield (row, row + 1), (0, end - begin)
-
-
-def area(rectangle: Rectangle) -> int:
-    """Elements of a rectangle."""
-    (top, bottom), (left, right) = rectangle
-    return (bottom - top) * (right - left)

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from k2_megatron.kernels.muon_update.dispatch import apply_update_, momentum_direction_
 from k2_megatron.kernels.newton_schulz.dispatch import orthogonalise
-from k2_megatron.parallel.flat_shards import flat_shards
 from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.parallel.max_logits import MaxLogits
 from k2_megatron.parallel.muonclip.adamw import ShardedAdamW
@@ -99,7 +98,7 @@ class MuonClip:
             max_logits: the recorder of attention logits; None for plain Muon.
             num_decoder_layers: of the whole model, without MTP layers.
         """
-        self._chunks, self._topology, self._options = list(chunks), topology, options
+        self._chunks, self._options = list(chunks), options
         self._assignment = assignment
         self._shards = own_shards(
             chunks, parameters, assignment, topology, momentum_dtype=options.momentum_dtype
@@ -277,7 +276,7 @@ class MuonClip:
     def shard_states(self) -> list[ShardState]:
         """Masters, momenta and AdamW's moments of the shards that have elements."""
         found = []
-        for flat, shard in zip(flat_shards(self._chunks), self._shards, strict=True):
+        for shard in self._shards:
             if not shard.master.numel():
                 continue
             moments = (
@@ -287,7 +286,7 @@ class MuonClip:
             )
             found.append(
                 ShardState(
-                    parameter=flat.parameter,
+                    parameter=shard.parameter,
                     begin=shard.begin,
                     tensors={"weight": shard.master, **moments},
                 )
@@ -303,8 +302,7 @@ class MuonClip:
         """Set AdamW's count, and round the masters into this rank's part of the buckets."""
         self._adamw.set_num_updates(num_updates)
         for shard in self._shards:
-            if shard.parameter_view is not None:
-                shard.parameter_view.copy_(shard.master)
+            shard.round_master()
 
 
 def _flat_place(part: Part, cols: int) -> slice:

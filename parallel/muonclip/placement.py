@@ -14,8 +14,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from k2_megatron.parallel.muonclip.fragments import Fragment, area
+from k2_megatron.parallel.muonclip.fragments import Fragment
 from k2_megatron.parallel.muonclip.rules import LogicalMatrix
+from k2_megatron.parallel.rectangles import area
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from k2_megatron.parallel.geometry import ParameterGeometry
-from k2_megatron.parallel.muonclip.fragments import row_rectangles
 from k2_megatron.parallel.muonclip.shards import OwnedShard
+from k2_megatron.parallel.rectangles import row_rectangles
 
 # Exponent of gamma by the end of a canonical name.
 _EXPONENTS = {".q_up.nope": 0.5, ".q_up.rope": 1.0, ".kv_up.k": 0.5, ".kv_up.v": 0.0}
@@ -74,8 +74,7 @@ class QKClip:
                 rows = shard.master[begin : begin + (bottom - top) * (right - left)]
                 rows = rows.view(bottom - top, right - left)
                 rows *= factors[top - first_row : bottom - first_row, None]
-            if shard.parameter_view is not None:
-                shard.parameter_view.copy_(shard.master)
+            shard.round_master()
 
 
 def _clipped_shard(shard: OwnedShard, num_decoder_layers: int) -> _ClippedShard | None:

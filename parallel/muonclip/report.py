@@ -24,7 +24,6 @@ class Report:
         wire_bytes: bytes that travel in a step for Newton-Schulz, over all ranks of the job; first
             for matrices that shards alone cut, then for those that tensor parallelism cuts.
         worst_balance: longest queue of Newton-Schulz work over the mean, of the worst stage.
-        num_orthogonalised: matrices that this rank has orthogonalised since the start.
     """
 
     def __init__(
@@ -37,7 +36,6 @@ class Report:
     ) -> None:
         """Add up the stages. Collective over all processes."""
         self.num_matrices = len(assignment.matrices)
-        self.num_orthogonalised = 0
         travel = torch.tensor(
             [placement.data_elements, placement.tensor_elements], dtype=torch.int64, device=device
         )
@@ -56,7 +54,6 @@ class Report:
 
     def add(self, matrices: Sequence[LogicalMatrix], update: torch.Tensor) -> None:
         """Count orthogonalised matrices [n, rows, cols] of one batch."""
-        self.num_orthogonalised += len(matrices)
         scales, kinds = self._scales_and_kinds(matrices)
         norms = torch.linalg.vector_norm(update, dim=(1, 2), dtype=torch.float32)
         self._squares.index_add_(0, kinds, (norms * scales).double().square())

@@ -21,7 +21,8 @@ class OwnedShard:
     """The owned part of one parameter with its optimizer state.
 
     Attributes:
-        entry: the parameter in the geometry table.
+        parameter: the model parameter.
+        entry: it in the geometry table.
         begin: first owned element of the flattened parameter.
         gradient: fp32 [n], a view into the gradient bucket.
         weights: [n] in the model's dtype, a view into the parameter bucket.
@@ -31,6 +32,7 @@ class OwnedShard:
         has_copies: other tensor ranks hold the same elements.
     """
 
+    parameter: torch.nn.Parameter
     entry: ParameterGeometry
     begin: int
     gradient: torch.Tensor
@@ -44,6 +46,11 @@ class OwnedShard:
     def parameter_view(self) -> torch.Tensor | None:
         """Where the rounded master goes; None where the master is the parameter."""
         return None if self.master is self.weights else self.weights
+
+    def round_master(self) -> None:
+        """Write the master into the parameter, where they are two tensors."""
+        if self.parameter_view is not None:
+            self.parameter_view.copy_(self.master)
 
     def fragments(self, assignment: Assignment) -> list[Fragment]:
         """The parts of logical matrices in it."""
@@ -80,6 +87,7 @@ def _own(
     assert len(muon) == 1, f"{entry.name} holds matrices of two update rules"
     in_fp32 = flat.weights.dtype == torch.float32
     return OwnedShard(
+        parameter=flat.parameter,
         entry=entry,
         begin=flat.begin,
         gradient=flat.gradient,

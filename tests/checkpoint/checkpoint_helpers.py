@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from k2_megatron.parallel.model_space import Region
-from k2_megatron.parallel.muonclip.fragments import row_rectangles
+from k2_megatron.parallel.rectangles import row_rectangles
 
 from k2_megatron.checkpoint.data_file import Holding
 from k2_megatron.checkpoint.folder import Keeping, Saved

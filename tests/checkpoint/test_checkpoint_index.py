@@ -9,7 +9,7 @@ import pytest
 import torch
 from checkpoint_helpers import holdings_of, load_matrix, matrix_of, save_step
 from k2_megatron.parallel.model_space import Region
-from k2_megatron.parallel.muonclip.fragments import row_rectangles
+from k2_megatron.parallel.rectangles import row_rectangles
 
 from k2_megatron.checkpoint.copies import check_copies
 from k2_megatron.checkpoint.data_file import Holding

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +74,14 @@ class Running:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def ranks(self) -> dict[int, psutil.Process]:
-        """The processes it has started, by rank."""
-        children = psutil.Process(self.process.pid).children()
-        return {int(child.environ()["RANK"]): child for child in children}
+        """The processes it has started and that run by now, by rank."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            # Between fork and exec a child still has its parent's environment, without a rank;
+            # one that has just ended has none.
+            with suppress(psutil.Error, KeyError):
+                found[int(child.environ()["RANK"])] = child
+        return found
 
     def done(self) -> Done:
         """Wait for its end."""

@@ -118,12 +118,18 @@ def test_a_killed_rank_is_blamed_before_those_that_miss_it(tmp_path):
 
 
 def test_ranks_that_hang_after_a_failure_are_ended(tmp_path):
-    code = "sys.exit('defect') if rank == 1 else signal.pause()"
-    began = time.monotonic()
+    code = """
+open(f"listening{rank}", "w").close()
+if rank == 0:
+    signal.pause()
+while not os.path.exists("fail"):
+    time.sleep(0.01)
+sys.exit("defect")
+"""
     with _running(tmp_path, code) as run:
-        while len(run.ranks()) < 2:
-            time.sleep(0.01)
-        ranks = run.ranks()
+        ranks = _listening(tmp_path, run)
+        began = time.monotonic()
+        (tmp_path / "fail").touch()
         done = run.done()
     assert done.code == 1 and "rank 1 ended with exit code 1" in done.err
     assert time.monotonic() - began < 15

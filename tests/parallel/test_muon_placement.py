@@ -12,9 +12,10 @@ from k2_megatron.parallel.buckets import buffers, cut_into_buckets, shares
 from k2_megatron.parallel.canonical import canonical_shapes
 from k2_megatron.parallel.geometry import ParameterGeometry, Piece, RankPlace, chunk_geometry
 from k2_megatron.parallel.layout import Stage
-from k2_megatron.parallel.muonclip.fragments import Fragment, area, fragments, row_rectangles
+from k2_megatron.parallel.muonclip.fragments import Fragment, fragments
 from k2_megatron.parallel.muonclip.placement import Holding, newton_schulz_cost, place
 from k2_megatron.parallel.muonclip.rules import Assignment, LogicalMatrix, MuonRules, assign
+from k2_megatron.parallel.rectangles import area, row_rectangles
 
 from k2_megatron.config.presets import model_from_preset
 from k2_megatron.errors import UserError
