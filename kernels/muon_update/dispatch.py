@@ -5,7 +5,8 @@
 Muon as Moonlight trains with it (arXiv 2502.16982, section 2.2): momentum, a direction that
 Newton-Schulz then orthogonalises, and a decoupled decay. Both functions are elementwise, so a
 slice may begin and end anywhere in a matrix; both results are the same bit for bit on every
-device and for every way of cutting the slices.
+device and for every way of cutting the slices. A slice is [n], or [r, n]: r runs of n elements at
+any equal distances, such as the rows of all attention heads, in one launch.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def momentum_direction_(
     from the unrounded m.
 
     Args:
-        momentum: fp32 or bf16 [n], contiguous.
-        gradient: fp32, bf16 or fp16 [n], contiguous; left as it is.
-        out: fp32, bf16 or fp16 [n], contiguous; may be `gradient` itself, nothing else may overlap.
+        momentum: fp32 or bf16 slice.
+        gradient: fp32, bf16 or fp16 slice; left as it is.
+        out: fp32, bf16 or fp16 slice; may be `gradient` itself, nothing else may overlap.
         mu: share of the momentum that is kept.
         grad_scale: factor of the gradient, such as that of clipping.
         nesterov: look one step ahead.
@@ -68,13 +69,13 @@ def apply_update_(
         master = master - (update * scale + master * weight_decay) * lr
 
     Args:
-        master: fp32 [n], contiguous.
-        update: fp32, bf16 or fp16 [n], contiguous; left as it is.
+        master: fp32 slice.
+        update: fp32, bf16 or fp16 slice; left as it is.
         lr: learning rate.
         weight_decay: factor of the decay before the learning rate.
         scale: factor of the update, such as 0.2 * sqrt(max(rows, cols)).
-        parameter: bf16 or fp16 [n], contiguous, that gets the new master rounded; None where the
-            master is the parameter.
+        parameter: bf16 or fp16 slice that gets the new master rounded; None where the master is the
+            parameter.
     """
     assert master.dtype == torch.float32
     _check(master, update, *(() if parameter is None else (parameter,)))
@@ -86,7 +87,8 @@ def apply_update_(
 
 def _check(*slices: Tensor) -> None:
     first = slices[0]
-    assert all(piece.dim() == 1 and piece.is_contiguous() for piece in slices)
+    assert all(piece.dim() in (1, 2) for piece in slices)
+    assert all(piece.stride(-1) == 1 or piece.shape[-1] == 1 for piece in slices)
     assert all(piece.shape == first.shape for piece in slices)
     assert all(piece.device == first.device for piece in slices)
 

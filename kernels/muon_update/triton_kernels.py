@@ -26,14 +26,15 @@ def momentum_direction_(
     nesterov: bool,
 ) -> None:
     """See `dispatch.momentum_direction_`."""
-    length = momentum.numel()
-    if length == 0:
+    count, length = _runs(momentum)
+    if count * length == 0:
         return
-    _momentum_direction[(triton.cdiv(length, BLOCK),)](
+    _momentum_direction[(triton.cdiv(length, BLOCK), count)](
         momentum,
         gradient,
         out,
         length,
+        *(_step(piece) for piece in (momentum, gradient, out)),
         mu,
         grad_scale,
         NESTEROV=nesterov,
@@ -53,14 +54,16 @@ def apply_update_(
     parameter: Tensor | None,
 ) -> None:
     """See `dispatch.apply_update_`."""
-    length = master.numel()
-    if length == 0:
+    count, length = _runs(master)
+    if count * length == 0:
         return
-    _apply_update[(triton.cdiv(length, BLOCK),)](
+    copy = master if parameter is None else parameter
+    _apply_update[(triton.cdiv(length, BLOCK), count)](
         master,
         update,
-        master if parameter is None else parameter,
+        copy,
         length,
+        *(_step(piece) for piece in (master, update, copy)),
         lr,
         weight_decay,
         scale,
@@ -71,20 +74,38 @@ def apply_update_(
     )
 
 
+def _runs(piece: Tensor) -> tuple[int, int]:
+    """Number of runs of a slice and elements of each."""
+    return (1 if piece.dim() == 1 else piece.shape[0]), piece.shape[-1]
+
+
+def _step(piece: Tensor) -> int:
+    """Distance of the runs; any number where there is one, and 0 compiles one kernel for all."""
+    count, _ = _runs(piece)
+    return piece.stride(0) if count > 1 else 0
+
+
 @triton.jit
 def _momentum_direction(
     momentum: tl.tensor,
     gradient: tl.tensor,
     out: tl.tensor,
     length: tl.tensor,
+    momentum_step: tl.tensor,
+    gradient_step: tl.tensor,
+    out_step: tl.tensor,
     mu: tl.tensor,
     grad_scale: tl.tensor,
     NESTEROV: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """A block of the slice; a slice of a trillion parameters can exceed 2^31 elements."""
+    """A block of a run; a slice of a trillion parameters can exceed 2^31 elements."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < length
+    run = tl.program_id(1).to(tl.int64)
+    momentum += run * momentum_step
+    gradient += run * gradient_step
+    out += run * out_step
     scaled = tl.load(gradient + at, mask=inside).to(tl.float32) * grad_scale
     updated = tl.load(momentum + at, mask=inside).to(tl.float32) * mu + scaled
     tl.store(momentum + at, updated.to(momentum.dtype.element_ty), mask=inside)
@@ -100,15 +121,22 @@ def _apply_update(
     update: tl.tensor,
     parameter: tl.tensor,
     length: tl.tensor,
+    master_step: tl.tensor,
+    update_step: tl.tensor,
+    parameter_step: tl.tensor,
     lr: tl.tensor,
     weight_decay: tl.tensor,
     scale: tl.tensor,
     COPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """A block of the slice."""
+    """A block of a run."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < length
+    run = tl.program_id(1).to(tl.int64)
+    master += run * master_step
+    update += run * update_step
+    parameter += run * parameter_step
     weight = tl.load(master + at, mask=inside)
     change = tl.load(update + at, mask=inside).to(tl.float32) * scale + weight * weight_decay
     weight = weight - change * lr

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from k2_megatron.parallel.muonclip.fragments import Fragment
 from k2_megatron.parallel.muonclip.placement import (
@@ -28,11 +29,11 @@ class Part:
     shard: OwnedShard
     fragment: Fragment
 
-    @property
-    def place(self) -> slice:
-        """Its elements within the shard."""
-        begin = self.fragment.begin - self.shard.begin
-        return slice(begin, begin + self.fragment.size)
+    def of(self, values: torch.Tensor) -> torch.Tensor:
+        """Its elements, a view [runs, elements of a run] of a tensor that covers the shard."""
+        one = self.fragment
+        offset = values.storage_offset() + one.begin - self.shard.begin
+        return values.as_strided((one.count, one.length), (one.step, 1), offset)
 
 
 @dataclass(frozen=True, kw_only=True)

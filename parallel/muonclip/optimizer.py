@@ -206,7 +206,7 @@ class MuonClip:
         self._apply_results(returning)
         for number, part in enumerate(self._matrices.travelling):
             if number not in sent:  # a copy, whose momentum moves all the same
-                self._direction(part, factor, part.shard.gradient[part.place])
+                self._direction(part, factor, part.of(part.shard.gradient))
 
     def _apply_results(self, finish: Callable[[], list[tuple[int, torch.Tensor]]] | None) -> None:
         """Wait for the results of a round and move this rank's masters by them."""
@@ -236,9 +236,9 @@ class MuonClip:
     def _direction(self, part: Part, factor: float, out: torch.Tensor) -> None:
         assert part.shard.momentum is not None
         momentum_direction_(
-            part.shard.momentum[part.place],
-            part.shard.gradient[part.place],
-            out,
+            part.of(part.shard.momentum),
+            part.of(part.shard.gradient),
+            out.view(part.fragment.count, part.fragment.length),
             mu=self._options.momentum,
             grad_scale=factor,
             nesterov=self._options.nesterov,
@@ -259,12 +259,12 @@ class MuonClip:
     def _apply(self, part: Part, update: torch.Tensor) -> None:
         weights = part.shard.parameter_view
         apply_update_(
-            part.shard.master[part.place],
-            update,
+            part.of(part.shard.master),
+            update.view(part.fragment.count, part.fragment.length),
             lr=self._muon_group["lr"],
             weight_decay=self._muon_group["weight_decay"],
             scale=self._assignment.matrices[part.fragment.matrix].scale,
-            parameter=None if weights is None else weights[part.place],
+            parameter=None if weights is None else part.of(weights),
         )
 
     def kinds(self, key: str) -> tuple[str, ...]:

@@ -60,11 +60,14 @@ def momenta(session: Session) -> list[Rectangle]:
         if shard.momentum is None:
             continue
         for fragment in shard.fragments(optimizer._assignment):
-            begin = fragment.begin - shard.begin
+            first = fragment.begin - shard.begin
+            runs = [first + run * fragment.step for run in range(fragment.count)]
+            flat = torch.cat([shard.momentum[at : at + fragment.length] for at in runs])
+            begin = 0
             for rows, cols in fragment.rectangles:
                 shape = (rows[1] - rows[0], cols[1] - cols[0])
                 end = begin + shape[0] * shape[1]
-                values = shard.momentum[begin:end].view(shape).float().cpu().clone()
+                values = flat[begin:end].view(shape).float().cpu().clone()
                 found.append((fragment.matrix, rows, cols, values))
                 begin = end
     return found

@@ -218,6 +218,23 @@ def test_update_bit_for_bit(
         assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
+def test_runs_at_equal_distances_bit_for_bit(muon_triton: ModuleType) -> None:
+    """Heads' rows: seven runs longer than a block, at odd distances."""
+    start = [normal(70001, seed=seed) for seed in range(3)]
+    ends = []
+    for backend in (muon_reference, muon_triton):
+        momentum, gradient, master = (x.clone() for x in start)
+        out = torch.zeros(7, 5003, dtype=torch.bfloat16, device=DEVICE)
+        parameter = torch.zeros(70001, dtype=torch.bfloat16, device=DEVICE)
+        m, g, w, p = (
+            x.as_strided((7, 5003), (9973, 1), 11) for x in (momentum, gradient, master, parameter)
+        )
+        backend.momentum_direction_(m, g, out, mu=0.95, grad_scale=0.3, nesterov=True)
+        backend.apply_update_(w, out, lr=0.02, weight_decay=0.1, scale=0.2, parameter=p)
+        ends.append((momentum, gradient, master, out, parameter))
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
 def test_entry_of_the_update_on_a_gpu_is_the_cpus() -> None:
     """Master weights do not depend on the device, bit for bit."""
     momentum, gradient, master = (normal(10007, seed=seed) for seed in (5, 6, 7))

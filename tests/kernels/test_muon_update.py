@@ -95,6 +95,38 @@ def test_cutting_the_slices_changes_no_bit() -> None:
         assert torch.equal(one, other)
 
 
+def test_runs_at_equal_distances_are_slices_one_by_one() -> None:
+    """Rows of attention heads: three runs of 5 elements, 9 apart; what lies between stays."""
+    start = [normal(40, seed) for seed in range(3)]
+    together, apart = [[x.clone() for x in start] for _ in range(2)]
+    outs = [torch.zeros(3, 5, dtype=torch.bfloat16) for _ in range(2)]
+    parameters = [torch.zeros(40, dtype=torch.bfloat16) for _ in range(2)]
+
+    def update(
+        momentum: torch.Tensor,
+        gradient: torch.Tensor,
+        master: torch.Tensor,
+        out: torch.Tensor,
+        parameter: torch.Tensor,
+    ) -> None:
+        momentum_direction_(momentum, gradient, out, mu=0.95, grad_scale=0.7, nesterov=True)
+        apply_update_(master, out, lr=0.1, weight_decay=0.1, scale=0.2, parameter=parameter)
+
+    def runs(x: torch.Tensor) -> torch.Tensor:
+        return x.as_strided((3, 5), (9, 1), 4)
+
+    momentum, gradient, master = together
+    update(runs(momentum), runs(gradient), runs(master), outs[0], runs(parameters[0]))
+    momentum, gradient, master = apart
+    for run in range(3):
+        at = slice(4 + 9 * run, 9 + 9 * run)
+        update(momentum[at], gradient[at], master[at], outs[1][run], parameters[1][at])
+    for one, other in zip(
+        (*together, outs[0], parameters[0]), (*apart, outs[1], parameters[1]), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
 def test_empty_slices() -> None:
     empty = torch.empty(0)
     momentum_direction_(empty, empty, empty, mu=0.9, grad_scale=1.0, nesterov=True)

@@ -100,8 +100,33 @@ def test_fragments_of_all_shards_tile_the_matrix() -> None:
         for begin, end in pairwise(cuts)
         for part in fragments(_parameter(7, 5), begin, end, assignment)
     ]
-    assert [(part.begin, part.end) for part in parts] == [(0, 3), (3, 4), (4, 18), (18, 35)]
+    assert [(part.begin, part.length) for part in parts] == [(0, 3), (3, 1), (4, 14), (18, 17)]
     assert sum(area(rectangle) for part in parts for rectangle in part.rectangles) == 35
+
+
+def test_heads_are_one_fragment_and_a_cut_head_one_of_its_own() -> None:
+    """Four heads of two content rows and a rotary row of width 2; 5 elements are another rank's."""
+    keys = {"layers.0.attention.q_up.nope": 2, "layers.0.attention.q_up.rope": 1}
+    pieces, row = [], 0
+    for head in range(4):
+        for key, height in keys.items():
+            rows = (head * height, (head + 1) * height)
+            local = (row, row + height)
+            piece = Piece(key=key, rows=rows, cols=(0, 2), local_rows=local, local_cols=(0, 2))
+            pieces.append(piece)
+            row += height
+    entry = ParameterGeometry(name="q", shape=(12, 2), pieces=tuple(pieces))
+    assignment = assign({key: (4 * height, 2) for key, height in keys.items()}, 4, MuonRules())
+    found = [
+        (one.matrix[-4:], one.begin, one.length, one.count, one.step, one.rectangles)
+        for one in fragments(entry, 1, 20, assignment)
+    ]
+    assert found == [
+        ("nope", 1, 3, 1, 0, (((0, 1), (1, 2)), ((1, 2), (0, 2)))),
+        ("rope", 4, 2, 3, 6, (((0, 3), (0, 2)),)),
+        ("nope", 6, 4, 2, 6, (((2, 6), (0, 2)),)),
+        ("nope", 18, 2, 1, 0, (((6, 7), (0, 2)),)),
+    ]
 
 
 def _holding(*cut: Fragment, fixed: float = 0.0, tensor_rank: int = 0) -> Holding:
@@ -116,7 +141,10 @@ def _holding(*cut: Fragment, fixed: float = 0.0, tensor_rank: int = 0) -> Holdin
 
 def _whole(name: str, rows: tuple[int, int], cols: int) -> Fragment:
     return Fragment(
-        matrix=name, begin=rows[0] * cols, end=rows[1] * cols, rectangles=((rows, (0, cols)),)
+        matrix=name,
+        begin=rows[0] * cols,
+        length=(rows[1] - rows[0]) * cols,
+        rectangles=((rows, (0, cols)),),
     )
 
 
