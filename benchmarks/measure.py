@@ -10,7 +10,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,22 +50,31 @@ def add_slice_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--micro-batches", type=int, default=4, help="of each data-parallel rank")
     parser.add_argument("--steps", type=int, default=6, help="measured, after three that are not")
+    parser.add_argument("--hot", type=int, default=0, help="experts that every token goes to")
+    parser.add_argument("--held", action="store_true", help="measure what forwards hold, too")
 
 
 def wait_for_turn() -> None:
     """Return when slice.py says so, or at once where nobody started this side in turns."""
-    if "BENCHMARK_IN_TURNS" in os.environ:
-        sys.stdin.readline()
+    if "BENCHMARK_IN_TURNS" in os.environ and sys.stdin.readline() != "go\n":
+        raise SystemExit("slice.py is gone")
 
 
 def measure(
-    step: Callable[[list[torch.Tensor]], object], shape: Slice, args: argparse.Namespace
+    step: Callable[[list[torch.Tensor]], object],
+    shape: Slice,
+    args: argparse.Namespace,
+    chunks: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Median seconds of a step on random tokens, the same for both sides.
+    """Median seconds of a step on random tokens, the same for both sides, and bytes held.
 
     Args:
         step: takes the micro-batches, int64 [1, SEQ_LENGTH] on the GPU.
+        chunks: the model.
+        args: micro-batches and steps; with `held`, what each forward of a step holds and, without
+            a pipeline, each of two forwards on their own.
     """
+    heat(chunks, args.hot)
     generator = torch.Generator().manual_seed(1 + dist.get_rank() // (shape.tp * shape.pp))
     size = (args.micro_batches, 1, SEQ_LENGTH)
     batches = list(torch.randint(VOCAB_SIZE, size, generator=generator).cuda())
@@ -84,12 +93,79 @@ def measure(
         if index >= 3:
             seconds.append(time.perf_counter() - began)
             launches.append(launched)
+    peak = torch.cuda.max_memory_allocated()
+    # The step first: the graph of the last forward may outlive it in the layers' checkpoints.
+    forwards = held_at_forwards(step, chunks[0], batches) if args.held else []
     data_size = dist.get_world_size() // (shape.tp * shape.pp)
     return {
         "seconds": statistics.median(seconds),
         "launch_seconds": statistics.median(launches),
         "tokens": data_size * args.micro_batches * SEQ_LENGTH,
         "resident_gib": resident / 2**30,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "peak_gib": peak / 2**30,
+        "held_mib": held_by_forwards(chunks[0], batches) if args.held and shape.pp == 1 else [],
+        "forwards_mib": forwards,
         "device": torch.cuda.get_device_name(),
     }
+
+
+def held_by_forwards(chunk: Any, batches: list[torch.Tensor]) -> list[float]:
+    """MiB that one forward holds for its backward, and then one more; the whole model in a chunk.
+
+    The first also brings what is made once. So the second is the truer one.
+    """
+    positions = torch.arange(SEQ_LENGTH, device="cuda")[None]
+    outputs, held = [], []
+    gc.collect()
+    for tokens in (batches * 2)[:2]:
+        before = torch.cuda.memory_allocated()
+        outputs.append(chunk(tokens, positions, None, labels=tokens.roll(-1, 1)))
+        torch.cuda.synchronize()
+        held.append((torch.cuda.memory_allocated() - before) / 2**20)
+    return held
+
+
+class MemoryAtForwards:
+    """megatron-core's `timers`, which also note the allocated memory where a forward begins."""
+
+    def __init__(self, timers: Any) -> None:
+        self.seen: list[int] = []
+        self._timers = timers
+
+    def __call__(self, name: str, log_level: int | None = None) -> MemoryAtForwards:
+        self._begins_forward = name == "forward-compute" and log_level is not None
+        self._timer = None if self._timers is None else self._timers(name, log_level)
+        return self
+
+    def start(self, **given: Any) -> None:
+        if self._timer is not None:
+            self._timer.start(**given)
+        if self._begins_forward:
+            self.seen.append(torch.cuda.memory_allocated())
+
+    def stop(self, **given: Any) -> None:
+        if self._timer is not None:
+            self._timer.stop(**given)
+
+
+def held_at_forwards(
+    step: Callable[[list[torch.Tensor]], object], chunk: Any, batches: list[torch.Tensor]
+) -> list[float]:
+    """MiB that the first rank holds at the begin of each forward of a step, over the first's."""
+    config = chunk.module.config
+    kept = config.timers
+    config.timers = memory = MemoryAtForwards(kept)
+    step(batches)
+    config.timers = kept
+    seen: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, memory.seen)
+    return [(one - seen[0][0]) / 2**20 for one in seen[0]]
+
+
+def heat(chunks: Sequence[Any], count: int) -> None:
+    """Make the routers choose the first experts for every token, others by their scores."""
+    for chunk in chunks:
+        for module in chunk.modules():
+            bias = getattr(module, "expert_bias", None)
+            if count and bias is not None:
+                bias[:count] += 100.0

@@ -96,6 +96,7 @@ def forget(session: Session) -> None:
 
 def run(session: Session, args: argparse.Namespace, *, with_optimizer: bool) -> dict[str, Any]:
     """Measure one session."""
+    from k2_megatron.train.offload import offload_metrics
     from k2_megatron.train.step import forward_backward, train_step
 
     positions = torch.arange(SEQ_LENGTH, device="cuda")[None]
@@ -121,7 +122,8 @@ def run(session: Session, args: argparse.Namespace, *, with_optimizer: bool) -> 
             chunk.zero_grad_buffer()
         forward_backward(session, ready, forward_only=False)
 
-    return measure(step, Slice.of(args), args)
+    found = measure(step, Slice.of(args), args, session.model.chunks)
+    return {**found, "offload": offload_metrics(session)}
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     add_slice_arguments(parser)
     parser.add_argument("--recompute", default="", help="megatron-core's modules, comma-separated")
+    parser.add_argument("--offload", default="", help="megatron-core's modules, comma-separated")
     parser.add_argument("--optimizers", default="none", help="none, adamw, muon: each in turn")
     args = parser.parse_args()
     stand_in_for_apex()
@@ -68,7 +69,10 @@ def main() -> None:
         expert_tensor_parallel_size=1,
     )
     model_parallel_cuda_manual_seed(1)
-    chunks = build_chunks(shape, [name for name in args.recompute.split(",") if name])
+    recompute, offload = (
+        [name for name in given.split(",") if name] for given in (args.recompute, args.offload)
+    )
+    chunks = build_chunks(shape, recompute, offload)
     optimizer: Any = None
     positions = torch.arange(SEQ_LENGTH, device="cuda")[None]
     forward_backward = get_forward_backward_func()
@@ -100,13 +104,13 @@ def main() -> None:
         gc.collect()
         if name != "none":
             optimizer = LoopOptimizer(chunks, muon=name == "muon")
-        result = {"optimizer": name, **measure(step, shape, args)}
+        result = {"optimizer": name, **measure(step, shape, args, chunks)}
         if dist.get_rank() == dist.get_world_size() - 1:
             print(json.dumps(result))
     dist.destroy_process_group()
 
 
-def build_chunks(shape: Slice, recompute: list[str]) -> list[Any]:
+def build_chunks(shape: Slice, recompute: list[str], offload: list[str]) -> list[Any]:
     """megatron-core's GPTModel chunks in its DistributedDataParallel."""
     from megatron.core import parallel_state
     from megatron.core.distributed import (
@@ -171,6 +175,8 @@ def build_chunks(shape: Slice, recompute: list[str]) -> list[Any]:
         overlap_p2p_comm=shape.vpp > 1,
         recompute_granularity="selective" if recompute else None,
         recompute_modules=recompute or None,
+        fine_grained_activation_offloading=bool(offload),
+        offload_modules=offload or None,
     )
     ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
     chunks = []

@@ -13,14 +13,16 @@ from importlib.metadata import version
 from k2_megatron.checkpoint.cli import add_checkpoint_parser, run_checkpoint
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
-from k2_megatron.config.resolve import fitting_world_sizes, resolve_world
-from k2_megatron.errors import TopologyError, UserError
+from k2_megatron.config.phases import check_world_size, phases_of, run_world_sizes
+from k2_megatron.errors import TopologyError, TrainingStoppedError, UserError
 from k2_megatron.launch.ranks import RankInfo, check_local_ranks, launched_rank
 from k2_megatron.launch.signals import PARENT_PIPE, StopSignals, stop_with_parent
-from k2_megatron.launch.spawn import USER_ERROR, spawn
+from k2_megatron.launch.spawn import FAILED, USER_ERROR, spawn
 from k2_megatron.launch.submit import add_launch_options, run_launch
 from k2_megatron.planner.cli import add_plan_options, run_plan
 from k2_megatron.planner.parameters import count_parameters
+from k2_megatron.planner.phases import phases_text
+from k2_megatron.train.status_text import add_status_parser, run_status
 
 BY_KEYBOARD = 130
 
@@ -35,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"k2-megatron: {error}", file=sys.stderr)
         return USER_ERROR
+    except TrainingStoppedError as error:
+        print(f"k2-megatron: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("k2-megatron: interrupted", file=sys.stderr)
         return BY_KEYBOARD
@@ -81,6 +86,14 @@ def _parser(*, with_data: bool) -> argparse.ArgumentParser:
     _add_config(plan)
     add_plan_options(plan)
     plan.set_defaults(run=run_plan)
+    status = commands.add_parser(
+        "status",
+        help="where a run stands",
+        description="Print where RUN stands: progress, losses, speed, last checkpoint, faults. "
+        "Reads files only, also while the run writes them.",
+    )
+    add_status_parser(status)
+    status.set_defaults(run=run_status)
     launch = commands.add_parser(
         "launch",
         help="submit a run to SLURM, or print its sbatch script",
@@ -136,32 +149,38 @@ def _train(args: argparse.Namespace) -> int:
         if ranks.local_rank == 0:
             print(f"k2-megatron: rank {ranks.rank}: {error}", file=sys.stderr)
         return USER_ERROR
+    except TrainingStoppedError:
+        if ranks.rank == 0 or PARENT_PIPE in os.environ:
+            raise
+        return FAILED  # rank 0 tells what all ranks have agreed on
 
 
 def _train_here(args: argparse.Namespace) -> int:
     """Check all that can be checked, then start the ranks on this machine and wait for them."""
     config = load_config(args.config, args.overrides)
     if args.nproc is not None:
-        resolve_world(config, args.nproc)
-    from k2_megatron.launch.preflight import check_data, check_run_folder
+        check_world_size(config, args.nproc)
+    from k2_megatron.launch.preflight import check_data, check_run_folder, is_at_handover
 
     check_data(config)
     from k2_megatron.platform.select import current_platform
 
     platform = current_platform()
-    platform.check(config)
+    for phase in phases_of(config):
+        platform.check(phase.config)
     devices = platform.local_device_count()
     num_ranks = args.nproc or _default_ranks(config, devices)
     check_local_ranks(num_ranks, devices)
-    resolve_world(config, num_ranks)
+    check_world_size(config, num_ranks)
     given = [args.config, *(f"--set={override}" for override in args.overrides)]
     command = [sys.executable, "-m", "k2_megatron", "train", *given]
-    return spawn(command, num_ranks, check_run_folder(config).logs)
+    folder = check_run_folder(config)
+    return spawn(command, num_ranks, folder.logs, again=lambda: is_at_handover(config, folder))
 
 
 def _default_ranks(config: Config, devices: int | None) -> int:
     """As many ranks as fit on the GPUs; without GPUs as few as the layout needs."""
-    fitting = fitting_world_sizes(config)
+    fitting = run_world_sizes(config)
     if devices is None:
         return fitting[0]
     # Where none fits the device count is refused, with the numbers that would.
@@ -188,10 +207,12 @@ def _train_as_rank(args: argparse.Namespace, ranks: RankInfo, stop_signals: Stop
 
 def _validate(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
-    sizes = fitting_world_sizes(config)
+    sizes = run_world_sizes(config)
     shown = ", ".join(str(size) for size in sizes[:8]) + (", ..." if len(sizes) > 8 else "")
     counts = count_parameters(config.model)
     print(f"{args.config} is valid")
     print(f"parameters: {counts.total:,}, active in a token {counts.active:,}")
     print(f"numbers of processes that fit: {shown or 'none'}")
+    if phases := phases_text(config):
+        print(f"\n{phases}")
     return 0

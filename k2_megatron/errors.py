@@ -1,6 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""The errors a user can cause. The command line prints their text, no traceback, exit code 2."""
+"""The errors whose text the command line prints without a traceback.
+
+A UserError ends the command with 2, a TrainingStoppedError with 1.
+"""
+
+
+class TrainingStoppedError(Exception):
+    """Training cannot go on as it goes; the text says what was seen and what can be done."""
 
 
 class UserError(Exception):
@@ -17,6 +24,10 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or does not belong to this run."""
+
+
+class DiskError(CheckpointError):
+    """The disk refused a save: full, over quota, or failing. A later save may go well."""
 
 
 class TopologyError(UserError):

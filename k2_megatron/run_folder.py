@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return self.path / "tensorboard"
+
+    @property
+    def traces(self) -> Path:
+        """Profiles of the steps of `logging.trace_steps`."""
+        return self.path / "traces"
 
     @property
     def curves(self) -> Path:
@@ -88,7 +94,51 @@ class RunFolder:
         file.flush()
         return file
 
+    def holder(self) -> str | None:
+        """Who holds the lock, or held it last; None where nobody ever did."""
+        try:
+            return self.lock.read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
+    def is_claimed(self) -> bool | None:
+        """Whether a process trains in the folder; looks, and takes no lock itself.
+
+        Returns:
+            None where that cannot be known, because it would run on another machine.
+        """
+        holder = self.holder()
+        found = re.fullmatch(r"process (\d+) on (\S+)", holder or "")
+        if found is None:
+            return False
+        if found[2] != socket.gethostname():
+            return None
+        table = Path("/proc/locks")
+        if not table.is_file():
+            return _runs(int(found[1]))
+        state = self.lock.stat()
+        place = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
+        held = [line.split() for line in table.read_text().splitlines()]
+        # Where the file system hides its device's number the process itself must do.
+        here = any("FLOCK" in words and place in words for words in held)
+        return here or _runs(int(found[1]), expecting="k2_megatron")
+
     def start(self, config: Config) -> None:
         """Make the folder and write the resolved configuration; rank 0 alone."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.resolved_config.write_text(dump_config(config))
+
+
+def _runs(process: int, expecting: str = "") -> bool:
+    """Whether a process of this machine runs, and is what is expected where that can be seen."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    command = Path(f"/proc/{process}/cmdline")
+    try:
+        return expecting in command.read_bytes().decode(errors="replace")
+    except OSError:
+        return True

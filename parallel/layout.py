@@ -8,9 +8,7 @@ Pure arithmetic without torch, shared by validation, the geometry table and the 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from k2_megatron.errors import ConfigError
 
@@ -76,6 +74,16 @@ class PipelineLayout:
             for stage in self.stages
         ]
 
+    def to_text(self) -> str:
+        """The layout in the notation that `parse_layout` reads."""
+        return "|".join(
+            "E" * stage.embedding
+            + "t" * len(stage.layers)
+            + "m" * len(stage.mtp_layers)
+            + "L" * stage.loss
+            for stage in self.stages
+        )
+
     def __str__(self) -> str:
         rows = [[str(stage) for stage in self.chunks(p)] for p in range(self.pipeline_size)]
         width = max(len(cell) for row in rows for cell in row)
@@ -83,85 +91,6 @@ class PipelineLayout:
             f"stage {p:>3} | " + " | ".join(cell.ljust(width) for cell in row)
             for p, row in enumerate(rows)
         )
-
-
-def balanced_layout(
-    *,
-    num_layers: int,
-    pipeline_size: int,
-    virtual_size: int = 1,
-    num_mtp_layers: int = 0,
-    layer_costs: Sequence[float] | None = None,
-    embedding_cost: float = 0.5,
-    loss_cost: float = 1.0,
-) -> PipelineLayout:
-    """Cut the layers into PP x VPP contiguous stages so that the slowest stage is fastest.
-
-    Among the cuts with the same slowest stage, the one with the smallest sum of squares is taken,
-    and of those the one with the earliest heavy stages. MTP layers stay with the loss, where
-    megatron-core wants them.
-
-    Args:
-        num_layers: decoder layers of the model.
-        pipeline_size: PP.
-        virtual_size: VPP, chunks a pipeline rank.
-        num_mtp_layers: multi-token-prediction layers.
-        layer_costs: one relative cost a layer; all 1 if not given.
-        embedding_cost: cost of the embedding, in layers.
-        loss_cost: cost of final norm, output layer and loss, in layers.
-
-    Raises:
-        ConfigError: fewer layers than stages.
-    """
-    num_stages = pipeline_size * virtual_size
-    if num_stages > num_layers:
-        raise ConfigError(
-            f"pipeline: {pipeline_size} ranks x {virtual_size} chunks make {num_stages} stages for "
-            f"{num_layers} layers; every stage needs a layer, so at most {num_layers} stages"
-        )
-    costs = list(layer_costs) if layer_costs is not None else [1.0] * num_layers
-    costs[0] += embedding_cost
-    costs[-1] += loss_cost + num_mtp_layers
-    cuts = _best_cuts(costs, num_stages)
-    stages = tuple(
-        Stage(
-            layers=tuple(range(begin, end)),
-            embedding=begin == 0,
-            loss=end == num_layers,
-            mtp_layers=tuple(range(num_mtp_layers)) if end == num_layers else (),
-        )
-        for begin, end in pairwise(cuts)
-    )
-    return PipelineLayout(pipeline_size=pipeline_size, stages=stages)
-
-
-def _best_cuts(costs: Sequence[float], num_parts: int) -> list[int]:
-    """Boundaries of the contiguous partition with the smallest (maximum, sum of squares)."""
-    total = [0.0]
-    for cost in costs:
-        total.append(total[-1] + cost)
-    num = len(costs)
-    # best[i] = (slowest part, sum of squares, boundaries) of the first i layers in k parts
-    best: list[tuple[float, float, list[int]] | None] = [
-        (total[i], total[i] ** 2, [0, i]) if i else None for i in range(num + 1)
-    ]
-    for k in range(2, num_parts + 1):
-        new: list[tuple[float, float, list[int]] | None] = [None] * (num + 1)
-        for i in range(k, num + 1):
-            # Later cuts first: of equal layouts the one with more layers in front is kept.
-            for j in range(i - 1, k - 2, -1):
-                left = best[j]
-                if left is None:
-                    continue
-                part = total[i] - total[j]
-                score = (max(left[0], part), left[1] + part * part)
-                current = new[i]
-                if current is None or score < current[:2]:
-                    new[i] = (*score, [*left[2], i])
-        best = new
-    found = best[num]
-    assert found is not None
-    return found[2]
 
 
 def parse_layout(

@@ -28,7 +28,10 @@ class RoutedLayer:
 
 
 class RouterBias:
-    """Collects expert loads of a step and moves the selection biases of this rank's routers."""
+    """Collects expert loads of a step and moves the selection biases of this rank's routers.
+
+    `rate` may be set between steps: annealing freezes the biases.
+    """
 
     def __init__(self, layers: Sequence[RoutedLayer], topology: Topology, *, rate: float) -> None:
         """Take charge of the routers.
@@ -40,7 +43,7 @@ class RouterBias:
         """
         self._layers = list(layers)
         self._group = topology.tp_dp_cp.group
-        self._rate = rate
+        self.rate = rate
         self._loads: torch.Tensor | None = None
 
     def collect(self) -> None:
@@ -55,10 +58,10 @@ class RouterBias:
     @torch.no_grad()
     def update(self) -> None:
         """Apply the centred rule with the loads collected last."""
-        if self._loads is None or self._rate == 0:
+        if self._loads is None or self.rate == 0:
             return
         shortfall = torch.sign(self._loads.mean(dim=1, keepdim=True) - self._loads)
-        moves = self._rate * (shortfall - shortfall.mean(dim=1, keepdim=True))
+        moves = self.rate * (shortfall - shortfall.mean(dim=1, keepdim=True))
         for layer, move in zip(self._layers, moves, strict=True):
             layer.router.expert_bias += move.to(layer.router.expert_bias.dtype)
 

@@ -7,8 +7,9 @@
 | kernels | torch, numpy, triton, Transformer Engine |
 | recompute, offload | kernels, torch, megatron |
 | parallel | kernels, torch, numpy, megatron; `layout` and `geometry*` neither torch nor megatron |
-| k2_megatron.config | planner, torch-free modules of parallel; yaml |
-| k2_megatron.planner | config, model.shape, torch-free modules of parallel |
+| k2_megatron.config | planner, memory, torch-free modules of parallel; yaml |
+| k2_megatron.memory | config, model.shape, torch-free modules of parallel |
+| k2_megatron.planner | config, memory, model.shape, torch-free modules of parallel and offload |
 | the rest of k2_megatron | everything |
 
 Every room may import the two leaves of the spine: `k2_megatron.errors` and `k2_megatron.optional`.
@@ -37,10 +38,19 @@ MAY_IMPORT = {
     "k2_megatron.recompute": {"k2_megatron.kernels", "torch", "megatron"},
     "k2_megatron.offload": {"k2_megatron.kernels", "torch", "megatron"},
     "k2_megatron.parallel": {"k2_megatron.kernels", "torch", "numpy", "megatron"},
-    "k2_megatron.config": {"k2_megatron.planner", "k2_megatron.parallel", "yaml"},
+    "k2_megatron.config": {
+        "k2_megatron.planner",
+        "k2_megatron.memory",
+        "k2_megatron.parallel",
+        "yaml",
+    },
+    "k2_megatron.memory": {"k2_megatron.config", "k2_megatron.parallel", "k2_megatron.model.shape"},
     "k2_megatron.planner": {
         "k2_megatron.config",
+        "k2_megatron.memory",
         "k2_megatron.parallel",
+        "k2_megatron.offload.sizes",
+        "k2_megatron.offload.slots",
         "k2_megatron.model.shape",
     },
 }
@@ -48,7 +58,10 @@ MAY_IMPORT = {
 # Found through any chain of our own imports: `plan` and `validate` run where torch is absent.
 TORCH_FREE = (
     "k2_megatron.config",
+    "k2_megatron.memory",
     "k2_megatron.planner",
+    "k2_megatron.offload.sizes",
+    "k2_megatron.offload.slots",
     "k2_megatron.parallel.layout",
     "k2_megatron.parallel.geometry",
 )

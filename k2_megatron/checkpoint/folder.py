@@ -78,7 +78,9 @@ def latest(folder: Path) -> Path | None:
 
 def start_partial(folder: Path, step: int) -> None:
     """Make an empty `.partial` folder for `step`; what an earlier attempt left in it is removed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)  # a crash must not lose the folder with what lies in it
     partial = partial_path(folder, step)
     if partial.exists():
         shutil.rmtree(partial)
@@ -144,14 +146,42 @@ def _prune(folder: Path, newest: int, keeping: Keeping) -> tuple[tuple[Path, ...
     """Remove torn saves and the checkpoints up to and including step `newest` that need not stay.
 
     A checkpoint of a later step stays: it belongs to a course of the run that was abandoned because
-    it is damaged, and may be wanted for a look.
+    it is damaged, and may be wanted for a look. A damaged one is not among the `keeping.last`.
     """
     doomed = list_partials(folder)
     if keeping.last is not None:
-        older = [step for step in list_steps(folder) if step <= newest]
         doomed += [
-            step_path(folder, step) for step in older[: -keeping.last] if not keeping.keeps(step)
+            step_path(folder, step)
+            for step in _older_than_kept(folder, newest, keeping.last)
+            if not keeping.keeps(step)
         ]
+    return _remove_all(doomed)
+
+
+def _older_than_kept(folder: Path, newest: int, number: int) -> list[int]:
+    """Steps before the last `number` whole checkpoints up to and including step `newest`."""
+    steps = [step for step in list_steps(folder) if step <= newest]
+    while steps and number:  # from the newest on, so that no more manifests are read than needed
+        number -= _is_whole(step_path(folder, steps.pop()))
+    return steps
+
+
+def remove_from(folder: Path, step: int) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Remove every checkpoint of `step` and later ones; `latest` names the one before.
+
+    Rank 0 alone, while no save goes on.
+
+    Returns:
+        What was removed, and what could not be and why.
+    """
+    doomed = [path for number, path in list_steps(folder).items() if number >= step]
+    before = [path for path in find(folder) if path not in doomed]
+    _point_latest(folder, before[-1] if before else None)
+    return _remove_all(doomed[::-1])
+
+
+def _remove_all(doomed: list[Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Remove folders; a disk that resists is told and harms nothing."""
     removed, warnings = [], []
     for path in doomed:
         try:

@@ -50,8 +50,8 @@ class Index:
     matrices: dict[str, Matrix]
 
 
-def write_index(path: Path, index: Index) -> None:
-    """Write the index and sync it to the disk."""
+def encode_index(index: Index) -> str:
+    """The content of the file."""
     content = {
         "files": index.files,
         "matrices": {
@@ -64,7 +64,12 @@ def write_index(path: Path, index: Index) -> None:
             for name, matrix in index.matrices.items()
         },
     }
-    write_text_durably(path, json.dumps(content, separators=(",", ":")) + "\n")
+    return json.dumps(content, separators=(",", ":")) + "\n"
+
+
+def write_index(path: Path, index: Index) -> None:
+    """Write the index and sync it to the disk."""
+    write_text_durably(path, encode_index(index))
 
 
 def read_index(checkpoint: Path) -> Index:

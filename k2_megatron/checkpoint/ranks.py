@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from k2_megatron.errors import CheckpointError
+from k2_megatron.errors import CheckpointError, DiskError
 
 T = TypeVar("T")
 _CAUSES_SHOWN = 8
@@ -50,21 +50,25 @@ class Ranks:
         process group's timeout.
 
         Raises:
-            CheckpointError: on every rank when `action` raised on any; names ranks and causes.
+            CheckpointError: on every rank when `action` raised on any; names ranks and causes. It
+                is a DiskError where every cause is an OSError.
         """
         own: Exception | None = None
-        outcome: tuple[T | None, str | None]
+        outcome: tuple[T | None, str | None, bool]
         try:
-            outcome = action(), None
+            outcome = action(), None, False
         except CheckpointError as error:
-            own, outcome = error, (None, str(error))
+            own, outcome = error, (None, str(error), isinstance(error, DiskError))
         except Exception as error:
-            own, outcome = error, (None, f"{type(error).__name__}: {error}")
+            text = f"{type(error).__name__}: {error}"
+            own, outcome = error, (None, text, isinstance(error, OSError))
         outcomes = self.share(outcome)
-        failures = {rank: text for rank, (_, text) in enumerate(outcomes) if text is not None}
+        failures = {rank: text for rank, (_, text, _) in enumerate(outcomes) if text is not None}
         if failures:
-            raise CheckpointError(f"{doing}: {_describe(failures, self.world_size)}") from own
-        return [result for result, _ in outcomes]  # type: ignore[misc]
+            by_disk = all(outcomes[rank][2] for rank in failures)
+            kind = DiskError if by_disk else CheckpointError
+            raise kind(f"{doing}: {_describe(failures, self.world_size)}") from own
+        return [result for result, _, _ in outcomes]  # type: ignore[misc]
 
 
 def _describe(failures: dict[int, str], world_size: int) -> str:

@@ -27,6 +27,7 @@ from k2_megatron.checkpoint.data_file import (
     stream,
     write_data_file,
 )
+from k2_megatron.checkpoint.durable import write_text_durably
 from k2_megatron.checkpoint.folder import Keeping, Saved, partial_path, publish, start_partial
 from k2_megatron.checkpoint.index import (
     INDEX_NAME,
@@ -34,7 +35,7 @@ from k2_megatron.checkpoint.index import (
     Matrix,
     check_shapes,
     check_tiling,
-    write_index,
+    encode_index,
 )
 from k2_megatron.checkpoint.manifest import (
     FileEntry,
@@ -48,6 +49,10 @@ from k2_megatron.checkpoint.rank_file import write_rank_file
 from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.checkpoint.work import Work
 from k2_megatron.errors import CheckpointError
+
+# Between two questions whether all have written: no rank waits in a collective for another's disk,
+# which a timeout would end.
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,8 @@ class Saver:
         self._keeping = keeping or Keeping()
         self._asynchronous = asynchronous
         self._staging = Staging(pinned=pinned)
-        self._index: Index | None = None
+        self._index: str | None = None  # encoded: the same in every checkpoint of a process
+        self._written_bytes = 0
         self._plan: FilePlan | None = None
         self._pending: _Pending | None = None
 
@@ -112,6 +118,7 @@ class Saver:
         holdings: Sequence[Holding],
         payload: Mapping[str, Any],
         metadata: Mapping[str, Any],
+        waiting: Callable[[], None] | None = None,
     ) -> list[Saved]:
         """Save, or begin to save, what the ranks hold after `step`. Collective.
 
@@ -122,6 +129,7 @@ class Saver:
             payload: plain data of this rank alone, of use in the same layout; see
                 `write_rank_file`.
             metadata: JSON data kept in the manifest; the same on all ranks.
+            waiting: called as more is written, where this waits for it; on all ranks or on none.
 
         Returns:
             What has been saved: an earlier save that had to be waited for, and this one unless it
@@ -130,7 +138,7 @@ class Saver:
         Raises:
             CheckpointError: on every rank, when any rank could not write; names rank and cause.
         """
-        done = self.finish()
+        done = self.finish(waiting)
         with self._cleaning_up(step):
             self._prepare(step, metadata)
             written = [holding for holding in holdings if holding.is_written]
@@ -142,7 +150,9 @@ class Saver:
                 pieces = self._staged(step, written, plan)
             else:
                 pieces = stream(written, plan)
-            write = partial(self._write, step, pieces, payload)
+            # A thread must not call it: that would hide a rank that stands still meanwhile.
+            told = None if self._asynchronous else waiting
+            write = partial(self._write, step, self._counted(pieces, told), payload)
         self._pending = _Pending(
             step=step,
             metadata=plain(metadata),
@@ -179,16 +189,26 @@ class Saver:
         self._pending = None
         return [saved]
 
-    def finish(self) -> list[Saved]:
+    def finish(self, waiting: Callable[[], None] | None = None) -> list[Saved]:
         """Wait for a save in the background. Collective.
+
+        Args:
+            waiting: called whenever any rank has written more while all wait; on all ranks or on
+                none.
 
         Raises:
             CheckpointError: on every rank, when any rank could not write; names rank and cause.
         """
         saved: list[Saved] = []
+        before = -1
         while self._pending is not None:
-            (self._pending.naming or self._pending.writing).wait()
+            (self._pending.naming or self._pending.writing).wait(_POLL_SECONDS)
             saved += self.advance()
+            if waiting is not None and self._pending is not None:
+                now = sum(self._ranks.share(self._written_bytes))
+                if now != before:
+                    waiting()
+                before = now
         return saved
 
     def _prepare(self, step: int, metadata: Mapping[str, Any]) -> None:
@@ -237,7 +257,7 @@ class Saver:
                 index.matrices[name].parts.append(part)
             check_shapes(index, self._belonging.shapes, "what the ranks hold is not the model")
             check_tiling(index, "what the ranks hold is not the whole model")
-            self._index = index
+            self._index = encode_index(index)
 
         self._ranks.together("not saved", check)
         self._plan = plan
@@ -251,6 +271,16 @@ class Saver:
             self._failing(step), lambda: found.append(self._staging.fill(written, plan))
         )
         return found[0]
+
+    def _counted(
+        self, pieces: Iterator[memoryview], waiting: Callable[[], None] | None
+    ) -> Iterator[memoryview]:
+        """The same bytes, counted as they go to the file."""
+        for piece in pieces:
+            yield piece
+            self._written_bytes += piece.nbytes
+            if waiting is not None:
+                waiting()
 
     def _write(
         self, step: int, pieces: Iterator[memoryview], payload: Mapping[str, Any]
@@ -266,7 +296,7 @@ class Saver:
             return None
         assert self._index is not None
         path = partial_path(self._folder, pending.step) / INDEX_NAME
-        write_index(path, self._index)
+        write_text_durably(path, self._index)
         manifest = Manifest(
             step=pending.step,
             world_size=self._ranks.world_size,

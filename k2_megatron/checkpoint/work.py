@@ -31,10 +31,10 @@ class Work(Generic[T]):
         else:
             self._run(action)
 
-    def wait(self) -> None:
-        """Wait until it has ended, well or badly."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until it has ended, well or badly, but no longer than `seconds`."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     def result_if_done(self) -> T | None:
         """The result, or None where it has not ended.

@@ -39,3 +39,8 @@ class CheckpointConfig:
         "auto: continue from the newest checkpoint of the run folder if there is one. never: "
         "refuse to start where one lies.",
     )
+    max_failed_saves: int = option(
+        3,
+        "Saves in a row that a full or failing disk may refuse; training goes on until then.",
+        minimum=1,
+    )

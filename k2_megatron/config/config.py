@@ -15,6 +15,7 @@ from k2_megatron.config.logging import LoggingConfig
 from k2_megatron.config.memory import MemoryConfig
 from k2_megatron.config.model import ModelConfig
 from k2_megatron.config.optimizer import OptimizerConfig
+from k2_megatron.config.option import Changes
 from k2_megatron.config.parallel import ParallelConfig
 from k2_megatron.config.precision import PrecisionConfig
 from k2_megatron.config.run import RunConfig
@@ -45,6 +46,15 @@ def sections() -> dict[str, type]:
 
 
 def value_of(config: Config, key: str) -> object:
-    """The value of a dotted key such as `model.num_layers`."""
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
+    """The value of a dotted key such as `model.num_layers` or `schedule.phases[1].parallel.X`."""
+    value: object = config
+    for part in key.split("."):
+        name, _, index = part.partition("[")
+        holder = value
+        value = getattr(holder, name, None)
+        if isinstance(holder, Changes):
+            value = dict(holder.given).get(name)
+        if index:
+            assert isinstance(value, tuple)
+            value = value[int(index.removesuffix("]"))]
+    return value

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 
 import yaml
 
 from k2_megatron.config.config import Config, sections, value_of
 from k2_megatron.config.no_effect import keys_without_effect
-from k2_megatron.config.option import keys_of
+from k2_megatron.config.option import Changes, keys_of
 from k2_megatron.config.presets import MODEL_PRESETS
 
 
@@ -28,10 +28,21 @@ def dump_config(config: Config) -> str:
             value = value_of(config, dotted)
             preset = MODEL_PRESETS[config.model.preset] if section == "model" else {}
             # Loading refuses a key without effect, so it is left out, unless that loses a value.
-            if dotted in ineffective and value == preset.get(name, key.default):
+            replaced = key.required or value == preset.get(name, key.default)
+            if dotted in ineffective and replaced:
                 continue
-            if isinstance(value, tuple):
-                value = list(value) if key.item is None else [asdict(item) for item in value]
-            values[name] = value
+            values[name] = _plain(value)
         document[section] = values
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: object) -> object:
+    """A value as YAML has it; of a list's items what is not null and changes something."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Changes):
+        return {name: _plain(item) for name, item in value.given}
+    if is_dataclass(value):
+        items = {declared.name: getattr(value, declared.name) for declared in fields(value)}
+        return {name: _plain(item) for name, item in items.items() if item not in (None, Changes())}
+    return value

@@ -24,7 +24,8 @@ from k2_megatron.config.document import (
     read_document,
     read_override,
 )
-from k2_megatron.config.option import Key, keys_of
+from k2_megatron.config.option import Changes, Key, keys_of
+from k2_megatron.config.phases import with_total_steps
 from k2_megatron.config.presets import MODEL_PRESETS
 from k2_megatron.config.problems import Place, Problem, as_error, nearest
 from k2_megatron.config.resolve import resolve
@@ -54,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for index, override in enumerate(overrides):
         loading.override(index, override)
     loading.read()
-    config = resolve(loading.assemble())
+    config = with_total_steps(resolve(loading.assemble()))
     loading.problems += check(config, loading.origins())
     if loading.problems:
         raise as_error(loading.problems)
@@ -70,6 +71,7 @@ class _Loading:
     section_places: dict[str, Place] = field(default_factory=dict)
     values: dict[str, object] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    places_in_lists: dict[str, Place] = field(default_factory=dict)
 
     def collect(self, root: yaml.MappingNode, place_of: PlaceOf) -> None:
         """Find the given keys of the file; refuse unknown and repeated ones."""
@@ -132,8 +134,15 @@ class _Loading:
                     value = self._value(dotted, key, self.given[dotted])
                     if value is not _WRONG:
                         self.values[dotted] = value
-                elif key.required:
+                elif key.required and not self._is_said_by_phases(dotted):
                     self.problems.append(_missing(self.section_place(dotted), dotted, key))
+
+    def _is_said_by_phases(self, dotted: str) -> bool:
+        """Whether a required key is left out because phases are given."""
+        phases = self.given.get("schedule.phases")
+        node = None if phases is None else phases.node
+        empty = isinstance(node, yaml.SequenceNode) and not node.value
+        return dotted == "schedule.train_steps" and node is not None and not empty
 
     def section_place(self, dotted: str) -> Place:
         """Where the section of a key begins; the file as a whole if it has no such section."""
@@ -144,6 +153,8 @@ class _Loading:
         try:
             if key.length is not None:
                 return self._numbers(dotted, key, key.length, given)
+            if key.kind is Changes:
+                return self._changes(dotted, key, given)
             if key.item is None:
                 return read_scalar(given.node, key)
             may_be_empty = key.default == ()
@@ -189,6 +200,8 @@ class _Loading:
             return _WRONG
         count = len(self.problems)
         given = self._unique(node, f"{dotted}.", keys, place_of)
+        self.places_in_lists[dotted] = place_of(node)
+        self.places_in_lists |= {f"{dotted}.{name}": one.place for name, one in given.items()}
         values: dict[str, Any] = {}
         for name, key in keys.items():
             if name in given:
@@ -196,6 +209,23 @@ class _Loading:
             elif key.required:
                 self.problems.append(_missing(place_of(node), f"{dotted}.{name}", key))
         return kind(**values) if len(self.problems) == count else _WRONG
+
+    def _changes(self, dotted: str, key: Key, given: Given) -> object:
+        """Read other values for keys of a section; `_WRONG` after telling what is wrong."""
+        section, allowed = key.option.section, key.option.changeable
+        keys = keys_of(sections()[section])
+        if not isinstance(given.node, yaml.MappingNode):
+            raise ValueError(f"given {kind_of_node(given.node)}; allowed: {key.allowed}")
+        count = len(self.problems)
+        values: list[tuple[str, object]] = []
+        for name, one in self._unique(given.node, f"{dotted}.", keys, given.place_of).items():
+            if allowed and name not in allowed:
+                message = f"a run keeps its {section}.{name}; allowed: {', '.join(allowed)}"
+                self.problems.append(Problem(one.place, f"{dotted}.{name}", message))
+                continue
+            values.append((name, self._value(f"{dotted}.{name}", keys[name], one)))
+            self.places_in_lists[f"{dotted}.{name}"] = one.place
+        return Changes(tuple(values)) if len(self.problems) == count else _WRONG
 
     def assemble(self) -> Config:
         """Build the configuration; a value that could not be read is replaced by a stand-in.
@@ -218,9 +248,12 @@ class _Loading:
 
     def origins(self) -> Origins:
         """Where each value that is known comes from."""
+        places = {key: given.place for key, given in self.given.items() if key in self.values}
+        if self.values.get("schedule.phases") == ():
+            del places["schedule.phases"]  # says nothing
         return Origins.of(
             fallback=self.section_place,
-            places={key: given.place for key, given in self.given.items() if key in self.values},
+            places=places | self.places_in_lists,
             broken={key for key in self.given if key not in self.values},
             preset=self.values.get("model.preset"),
         )

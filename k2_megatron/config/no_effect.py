@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from k2_megatron.config.config import Config, sections
+from k2_megatron.config.memory import names_host
 from k2_megatron.config.option import keys_of
 
 _YARN_KEYS = (
@@ -26,6 +27,14 @@ _MOE_KEYS = (
     "moe_router_bias_update_rate",
     "moe_aux_loss_coeff",
 )
+REPLACED_BY_PHASES = (
+    "train_steps",
+    "lr",
+    "min_lr",
+    "lr_warmup_steps",
+    "lr_decay_style",
+    "lr_wsd_decay_steps",
+)
 
 _MUONCLIP_PREFIXES = ("muon_", "qk_clip")
 
@@ -38,7 +47,12 @@ def has_experts(config: Config) -> bool:
 def keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
     """The keys that change nothing, each with the key that makes it so and the reason."""
     model, schedule = config.model, config.schedule
-    found = {**_optimizer_keys_without_effect(config), **_cluster_keys_without_effect(config)}
+    found = {
+        **_optimizer_keys_without_effect(config),
+        **_cluster_keys_without_effect(config),
+        **_fault_keys_without_effect(config),
+        **_memory_keys_without_effect(config),
+    }
     if model.rope_type == "rope":
         for name in _YARN_KEYS:
             found[f"model.{name}"] = ("model.rope_type", "only rope_type yarn uses it")
@@ -53,11 +67,16 @@ def keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
         found["model.ffn_hidden_size"] = ("model.first_k_dense_replace", "no layer is dense")
     if model.mtp_num_layers == 0:
         found["model.mtp_loss_scaling_factor"] = ("model.mtp_num_layers", "there is no MTP layer")
+    if config.logging.trace_steps is None:
+        found["logging.trace_ranks"] = ("logging.trace_steps", "no step is traced")
     if schedule.lr_decay_style == "constant":
         found["schedule.min_lr"] = ("schedule.lr_decay_style", "the rate never decays")
     if schedule.lr_decay_style != "wsd":
         reason = "only lr_decay_style wsd uses it"
         found["schedule.lr_wsd_decay_steps"] = ("schedule.lr_decay_style", reason)
+    if schedule.phases:
+        for name in REPLACED_BY_PHASES:
+            found[f"schedule.{name}"] = ("schedule.phases", "the phases say it")
     return found
 
 
@@ -69,6 +88,30 @@ def _optimizer_keys_without_effect(config: Config) -> dict[str, tuple[str, str]]
         return {f"optimizer.{name}": cause for name in names if name.startswith(_MUONCLIP_PREFIXES)}
     if config.optimizer.qk_clip == "none":
         return {"optimizer.qk_clip_threshold": ("optimizer.qk_clip", "no logit is measured")}
+    return {}
+
+
+def _fault_keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
+    """Keys of guards that are off."""
+    found = {}
+    if config.run.loss_spike_factor is None:
+        cause = ("run.loss_spike_factor", "without it no spike is looked for")
+        for name in ("loss_spike_steps", "loss_spike_window", "max_rollbacks"):
+            found[f"run.{name}"] = cause
+    if config.logging.straggler_factor is None:
+        cause = ("logging.straggler_factor", "without it ranks are not compared")
+        found["logging.straggler_reports"] = cause
+    return found
+
+
+def _memory_keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
+    """Room in host memory that nothing is sent to, or that nothing can exceed."""
+    if not names_host(config.memory):
+        cause = ("memory.preset", "no activation is in host memory")
+        return {"memory.host_budget": cause, "memory.host_headroom": cause}
+    if config.parallel.expert_model_parallel_size == 1:
+        cause = ("parallel.expert_model_parallel_size", "every rank has all tokens of its experts")
+        return {"memory.host_headroom": cause}
     return {}
 
 

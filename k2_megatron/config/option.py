@@ -22,6 +22,17 @@ NO_OUTER_BLANKS = r"\S(.*\S)?"
 NO_OUTER_BLANKS_WORDS = "that is not empty, without blanks at its ends"
 
 
+@dataclass(frozen=True)
+class Changes:
+    """Other values for some keys of a section, as a phase of the schedule gives them.
+
+    Attributes:
+        given: (key, value) pairs.
+    """
+
+    given: tuple[tuple[str, object], ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """What is known of one configuration key beside its type and default.
@@ -34,6 +45,8 @@ class Option:
         below: allowed numbers are smaller than this.
         pattern: regular expression that the whole text must match.
         pattern_words: the pattern in words.
+        section: for changes, the section whose keys they give.
+        changeable: for changes, the keys that they may give; empty for all.
     """
 
     doc: str
@@ -42,6 +55,8 @@ class Option:
     below: float | None = None
     pattern: str | None = None
     pattern_words: str = ""
+    section: str = ""
+    changeable: tuple[str, ...] = ()
 
     def accepts(self, value: object) -> bool:
         """Whether a value of the right type lies in the allowed range. Null is always in range."""
@@ -111,13 +126,19 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def changes(section: str, doc: str, *keys: str) -> dict[str, Option]:
+    """Describe changes of a section's keys, or of those that are named alone."""
+    declared = Option(doc=" ".join(doc.split()), section=section, changeable=keys)
+    return {_METADATA_KEY: declared}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Key:
     """One key of a section as the loader sees it.
 
     Attributes:
         name: the key in YAML.
-        kind: the type of its values: bool, int, float, str, or tuple for a list.
+        kind: the type of its values: bool, int, float, str, tuple for a list, or Changes.
         choices: the allowed words, if only some are.
         item: the dataclass of the items, for a list of mappings.
         length: how many numbers there are, for a list of numbers.
@@ -169,6 +190,9 @@ class Key:
             return f"a list of mappings with {', '.join(keys_of(self.item))}"
         if self.length is not None:
             return f"a list of {self.length} numbers{self.option.range_text()}"
+        if self.kind is Changes:
+            keys = ", ".join(self.option.changeable) or f"keys of {self.option.section}"
+            return f"a mapping with {keys}"
         names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
         kind = "one of " + ", ".join(self.choices) if self.choices else names[self.kind]
         return f"{kind}{self.option.range_text()}{', or null' if self.optional else ''}"

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from k2_megatron.config.config import sections
-from k2_megatron.config.option import Key, keys_of
+from k2_megatron.config.option import Changes, Key, keys_of
 from k2_megatron.config.presets import MODEL_PRESETS
 
 _INTRODUCTION = """\
@@ -82,8 +82,8 @@ def _presets() -> str:
 
 def _type(key: Key) -> str:
     """The type in one word."""
-    if key.kind is tuple:
-        return "list"
+    if key.kind in (tuple, Changes):
+        return "list" if key.kind is tuple else "mapping"
     if key.choices:
         return "word"
     return {bool: "boolean", int: "integer", float: "number", str: "text"}[key.kind]
@@ -97,6 +97,8 @@ def _yaml(value: object) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"[{', '.join(_yaml(item) for item in value)}]"
+    if isinstance(value, Changes):
+        return "{}"
     text = str(value)
     if isinstance(value, float) and "e" in text and "." not in text:
         return text.replace("e", ".0e")

@@ -17,6 +17,7 @@ from k2_megatron.config.resolve import (
 )
 from k2_megatron.errors import ConfigError
 from k2_megatron.parallel.layout import parse_layout
+from k2_megatron.parallel.layout_search import refuse_too_many_stages
 
 _TP = "parallel.tensor_model_parallel_size"
 _SP = "parallel.sequence_parallel"
@@ -109,18 +110,18 @@ def refuse_interleaving_without_a_pipeline(config: Config) -> Iterable[Refusal]:
 
 
 def refuse_more_stages_than_layers(config: Config) -> Iterable[Refusal]:
-    """Every stage needs a layer; embedding and loss share a stage with layers."""
+    """Every rank needs a layer, and every further row of chunks; single stages may do without."""
     parallel = config.parallel
     if parallel.pipeline_model_parallel_layout is not None:
         return
-    chunks = parallel.virtual_pipeline_model_parallel_size or 1
-    layers = config.model.num_layers
-    if parallel.pipeline_model_parallel_size * chunks > layers:
-        yield Refusal(
-            (_PP, _VPP, "model.num_layers", _LAYOUT),
-            f"at most {layers // chunks} with {chunks} chunks each",
-            "every stage has at least one layer",
-        )
+    refused = refuse_too_many_stages(
+        config.model.num_layers,
+        parallel.pipeline_model_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size or 1,
+    )
+    if refused:
+        keys = (_PP, _VPP, "model.num_layers", _LAYOUT)
+        yield Refusal(keys, "fewer stages, or an explicit layout", refused)
 
 
 def refuse_layout_without_a_pipeline(config: Config) -> Iterable[Refusal]:

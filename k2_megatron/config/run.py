@@ -44,3 +44,35 @@ class RunConfig:
         "600 leaves room for slow file systems at start-up.",
         above=0,
     )
+    hang_timeout_seconds: float | None = option(
+        None,
+        "Seconds without a finished step, validation or save after which the job ends with the "
+        "stacks of all ranks; longer than the longest of them. null: four fifths of "
+        "distributed_timeout_seconds.",
+        above=0,
+    )
+    max_consecutive_skipped_steps: int = option(
+        10,
+        "Steps in a row that a loss or gradient that is not finite may skip; so many end the run "
+        "with a diagnosis. bf16 needs no loss scale to settle: more than a few have a cause.",
+        minimum=1,
+    )
+    loss_spike_factor: float | None = option(
+        None,
+        "Go back to a checkpoint and leave text out when the loss rises above the median of the "
+        "last losses by so many robust standard deviations (1.4826 times the median absolute "
+        "deviation). null: never.",
+        above=0,
+    )
+    loss_spike_steps: int = option(3, "Steps in a row above it that make a spike.", minimum=1)
+    loss_spike_window: int = option(
+        100, "Losses that median and deviation are taken from.", minimum=2
+    )
+    max_rollbacks: int = option(
+        3, "How often a run may go back because of a spike before it ends.", minimum=1
+    )
+
+    @property
+    def hang_seconds(self) -> float:
+        """hang_timeout_seconds, or what it is where null."""
+        return self.hang_timeout_seconds or 0.8 * self.distributed_timeout_seconds

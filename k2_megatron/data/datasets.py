@@ -93,6 +93,7 @@ def build_datasets(
     train_samples: int,
     valid_samples: int,
     valid_fraction: float,
+    rows_before: Sequence[tuple[int, int]] | None = None,
     cache_folder: str | Path | None = None,
     is_built_on_rank: bool = True,
     group: distributed.ProcessGroup | None = None,
@@ -110,6 +111,7 @@ def build_datasets(
         train_samples: Training samples of the whole schedule.
         valid_samples: Validation samples; 0: none, though the documents stay held out.
         valid_fraction: Share of every corpus's documents held out, its last ones.
+        rows_before: As in `plan_order`.
         cache_folder: For the sample indices; None: `index_cache` beside the first corpus.
         is_built_on_rank: Whether this rank reads samples; if not it gets (None, None).
         group: Where the ranks tell each other; None: the default group.
@@ -133,6 +135,7 @@ def build_datasets(
                 train_samples=train_samples,
                 valid_samples=valid_samples,
                 valid_fraction=valid_fraction,
+                rows_before=rows_before,
             )
             final = cache_path(plan, cache_folder, parallel=parallel)
             if not final.is_dir():
@@ -208,7 +211,7 @@ def _open_set(
             dataset,
             # The name under which indices are cached: contents, which unlike a path never lie.
             corpus.content_id,
-            np.arange(share.first_document, share.end_document, dtype=np.int32),
+            share.documents(plan.seed),
             share.num_samples,
             split,
             config,

@@ -13,8 +13,11 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from k2_megatron.data.corpora import Corpus, open_corpus
 from k2_megatron.data.split import allowed_fraction, boundary, check_size, num_tokens
@@ -42,6 +45,16 @@ class SplitShare:
     """Epochs these samples need."""
     final_epoch_apart: bool
     """Whether the last epoch is shuffled by itself."""
+    taken: tuple[int, int] | None = None
+    """Where rows share the documents: places begin..end-1 in line, which begins anew at its end."""
+
+    def documents(self, seed: int) -> NDArray[np.int32]:
+        """Return the documents of the row, ascending, [n]."""
+        if self.taken is None:
+            return np.arange(self.first_document, self.end_document, dtype=np.int32)
+        line = _line(self.end_document - self.first_document, seed)
+        places = np.arange(*self.taken, dtype=np.int64) % len(line)
+        return np.sort(line[places]) + np.int32(self.first_document)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +87,7 @@ class OrderPlan:
                     "documents": [share.first_document, share.end_document],
                     "num_epochs": share.num_epochs,
                     "final_epoch_apart": share.final_epoch_apart,
+                    **({} if share.taken is None else {"taken": list(share.taken)}),
                 }
                 for corpus, weight, share in zip(
                     self.corpora, self.weights, self.train, strict=True
@@ -96,6 +110,7 @@ def plan_order(
     train_samples: int,
     valid_samples: int,
     valid_fraction: float,
+    rows_before: Sequence[tuple[int, int]] | None = None,
 ) -> OrderPlan:
     """Work out splits, shares and epochs; reads the metadata and the document lengths.
 
@@ -106,6 +121,8 @@ def plan_order(
         train_samples: Training samples of the whole schedule.
         valid_samples: Validation samples; 0: none are built, but documents stay held out.
         valid_fraction: Share of every corpus's documents held out, its last ones.
+        rows_before: (seq_length, train_samples) of the rows that took documents of these corpora
+            before this one; None where no row shares them.
 
     Raises:
         DataError: A value out of range, a damaged corpus, or a split too small for one sample.
@@ -126,7 +143,11 @@ def plan_order(
             )
         blend = None if len(opened) == 1 else weight
         check_size(corpus, "train", 0, cut, seq_length)
-        train.append(_share(corpus, 0, cut, train_samples, seq_length, blend))
+        if rows_before is None:
+            train.append(_share(corpus, 0, cut, train_samples, seq_length, blend))
+        else:
+            rows = [*rows_before, (seq_length, train_samples)]
+            train.append(_share_of_line(corpus, cut, rows, blend, seed))
         if valid_samples:
             check_size(corpus, "valid", cut, count, seq_length)
             valid.append(_share(corpus, cut, count, valid_samples, seq_length, blend))
@@ -150,6 +171,7 @@ def data_fingerprint(
     seed: int,
     train_samples: int,
     valid_fraction: float,
+    rows_before: Sequence[tuple[int, int]] | None = None,
 ) -> str:
     """Return a sha256 (hex) that is equal where the training samples come in equal order.
 
@@ -168,6 +190,7 @@ def data_fingerprint(
         train_samples=train_samples,
         valid_samples=0,
         valid_fraction=valid_fraction,
+        rows_before=rows_before,
     )
     return _sha256(plan.train_order())
 
@@ -181,8 +204,53 @@ def _share(
     blend: float | None,
 ) -> SplitShare:
     tokens = num_tokens(corpus, first, end)
-    if blend is not None:
-        samples = math.ceil(math.ceil(samples * blend) * (1 + MID_LEVEL_SURPLUS))
+    return _epochs(first, end, tokens, _blended(samples, blend), seq_length)
+
+
+def _share_of_line(
+    corpus: Corpus,
+    end: int,
+    rows: Sequence[tuple[int, int]],
+    blend: float | None,
+    seed: int,
+) -> SplitShare:
+    """The share of the last of several rows, each of which takes what it needs off the line.
+
+    A row takes no document twice: where a corpus has fewer tokens than the row needs, it takes
+    them all and reads several epochs of them.
+    """
+    lengths = corpus.map_lengths()[:end][_line(end, seed)]
+    ends = np.cumsum(lengths, dtype=np.int64)
+    whole, begin, place = int(ends[-1]), 0, 0
+    for seq_length, train_samples in rows:
+        begin, samples = place, _blended(train_samples, blend)
+        rounds, before = divmod(begin, end)
+        wanted = (int(ends[before - 1]) if before else 0) + samples * seq_length + 1
+        more, rest = divmod(wanted - 1, whole)
+        place = (rounds + more) * end + int(np.searchsorted(ends, rest + 1)) + 1
+        place = min(place, begin + end)
+    taken = np.arange(begin, place, dtype=np.int64) % end
+    tokens = int(lengths[taken].sum(dtype=np.int64))
+    share = _epochs(0, end, tokens, samples, seq_length)
+    shift = begin - begin % end
+    return replace(share, taken=(begin - shift, place - shift))
+
+
+def _line(num_documents: int, seed: int) -> NDArray[np.int32]:
+    """All documents in the order in which rows take them; the stream of RandomState is frozen."""
+    line = np.arange(num_documents, dtype=np.int32)
+    np.random.RandomState(seed).shuffle(line)
+    return line
+
+
+def _blended(samples: int, blend: float | None) -> int:
+    """Samples to build of a corpus for its share of a blend."""
+    if blend is None:
+        return samples
+    return math.ceil(math.ceil(samples * blend) * (1 + MID_LEVEL_SURPLUS))
+
+
+def _epochs(first: int, end: int, tokens: int, samples: int, seq_length: int) -> SplitShare:
     epochs = -(-(samples * seq_length + 1) // tokens)
     # The engine's arithmetic: samples of all epochs but the last, and those left to the last.
     before_last = ((epochs - 1) * tokens - 1) // seq_length

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -34,3 +34,14 @@ def agree(action: Callable[[], T]) -> T:
         if text is not None:
             raise UserError(text)
     return result  # type: ignore[return-value]
+
+
+def from_first_rank(action: Callable[[], T]) -> T:
+    """What `action` returns on rank 0, which alone runs it. Collective.
+
+    With NCCL the device of this rank must be set.
+    """
+    found: list[Any] = [action() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    result: T = found[0]
+    return result

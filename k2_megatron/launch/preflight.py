@@ -8,9 +8,10 @@ import os
 
 from k2_megatron.checkpoint.folder import list_steps
 from k2_megatron.config.config import Config
+from k2_megatron.config.phases import last_step_here, phases_of
 from k2_megatron.data.corpora import check_corpora
 from k2_megatron.data.order import plan_order
-from k2_megatron.data.request import DataRequest
+from k2_megatron.data.request import requests_of
 from k2_megatron.errors import CheckpointError, ConfigError
 from k2_megatron.run_folder import RunFolder
 
@@ -21,16 +22,17 @@ def check_data(config: Config) -> None:
     Raises:
         DataError: they are not.
     """
-    request = DataRequest.of(config)
-    check_corpora(request.paths, config.model.vocab_size, verify_index=False)
-    plan_order(
-        request.corpora,
-        seq_length=request.seq_length,
-        seed=request.seed,
-        train_samples=request.train_samples,
-        valid_samples=request.valid_samples,
-        valid_fraction=request.valid_fraction,
-    )
+    for request in requests_of(config):
+        check_corpora(request.paths, config.model.vocab_size, verify_index=False)
+        plan_order(**request.order, valid_samples=request.valid_samples)
+
+
+def is_at_handover(config: Config, folder: RunFolder) -> bool:
+    """Whether the newest checkpoint ends a phase after which other processes go on."""
+    step = max(list_steps(folder.checkpoints), default=0)
+    phases = phases_of(config)
+    last = config.run.stop_after_step or config.schedule.train_steps
+    return 0 < step < last and step == last_step_here(phases, step)
 
 
 def check_run_folder(config: Config) -> RunFolder:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -26,17 +26,37 @@ _LOG_LINES_SHOWN = 15
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-def spawn(command: Sequence[str], num_ranks: int, log_folder: Path) -> int:
+def spawn(
+    command: Sequence[str],
+    num_ranks: int,
+    log_folder: Path,
+    again: Callable[[], bool] = lambda: False,
+) -> int:
     """Run `command` as `num_ranks` ranks over loopback.
 
     Rank 0 keeps the terminal; the others write to LOG_FOLDER/rank_NNNNN.log. SIGTERM, SIGINT and
     SIGUSR1 go on to every rank, a closed terminal (SIGHUP) as SIGTERM. No rank outlives this call.
+
+    Args:
+        command: of each rank.
+        num_ranks: how many.
+        log_folder: made if it is not there.
+        again: asked where the ranks have saved and ended without a signal: whether to start them
+            anew, for a phase that needs other processes.
 
     Returns:
         The exit code of the run: 0; 2, a user's mistake, which rank 0 or what is shown of a rank's
         log has told; 3, stopped by a signal with a checkpoint saved; 128 + number, ended by a
         signal at once; 1, a rank failed.
     """
+    while True:
+        code, by_signal = _spawn_once(command, num_ranks, log_folder)
+        if code != INTERRUPTED or by_signal or not again():
+            return code
+
+
+def _spawn_once(command: Sequence[str], num_ranks: int, log_folder: Path) -> tuple[int, bool]:
+    """Start the ranks and wait for them; the exit code, and whether a signal came."""
     ranks = _Ranks(log_folder)
     before = {number: signal.signal(number, ranks.forward) for number in _FORWARDED}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
@@ -44,7 +64,7 @@ def spawn(command: Sequence[str], num_ranks: int, log_folder: Path) -> int:
     try:
         ranks.start(command, num_ranks)
         ranks.wait()
-        return ranks.report()
+        return ranks.report(), ranks.got_signal
     finally:
         ranks.close()
         for number, handler in before.items():
@@ -66,6 +86,11 @@ class _Ranks:
         self._signal: int | None = None
         # Ours alone: the ranks see it close when this process ends, however that comes.
         self._pipe, self._writing = os.pipe()
+
+    @property
+    def got_signal(self) -> bool:
+        """Whether one was passed on to the ranks."""
+        return self._signal is not None
 
     def start(self, command: Sequence[str], num_ranks: int) -> None:
         """Start all ranks; a signal in between leaves out the rest."""

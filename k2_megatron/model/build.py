@@ -17,13 +17,18 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from k2_megatron.config.config import Config
+from k2_megatron.memory.policy import Policies, on_host
+from k2_megatron.memory.resolve import layer_policies
 from k2_megatron.model.initialise import initialise_chunk
+from k2_megatron.model.memory import install
 from k2_megatron.model.shape import model_shape, pipeline_layout
 from k2_megatron.model.spec import decoder_spec, mtp_spec
 from k2_megatron.model.transformer import transformer_config
+from k2_megatron.offload.engine import OffloadEngine
+from k2_megatron.offload.streams import streams_of
 from k2_megatron.parallel.canonical import canonical_shapes
 from k2_megatron.parallel.geometry import ParameterGeometry, RankPlace, chunk_geometry
-from k2_megatron.parallel.layout import PipelineLayout
+from k2_megatron.parallel.layout import PipelineLayout, Stage
 from k2_megatron.parallel.topology import Topology
 from k2_megatron.platform.base import Platform
 
@@ -39,6 +44,7 @@ class Model:
         modules: the bare GPTModel of each chunk.
         geometry: the geometry table of each chunk.
         shapes: (rows, columns) of every canonical matrix of the whole model.
+        offload: sends activations to host memory; None where no policy names it.
     """
 
     config: TransformerConfig
@@ -47,6 +53,7 @@ class Model:
     modules: list[GPTModel]
     geometry: list[tuple[ParameterGeometry, ...]]
     shapes: dict[str, tuple[int, int]]
+    offload: OffloadEngine | None = None
 
     def parameters(self) -> Iterator[tuple[torch.nn.Parameter, ParameterGeometry]]:
         """Every parameter of this rank with its entry in the geometry table."""
@@ -88,6 +95,8 @@ def build_model(config: Config, topology: Topology, platform: Platform) -> Model
     shapes = canonical_shapes(shape)
     transformer = transformer_config(config, layout, platform)
     stages = layout.chunks(topology.pp.rank)
+    policies = layer_policies(config)
+    offload = OffloadEngine(streams_of(platform.device)) if on_host(policies) else None
     modules, geometry = [], []
     for index, stage in enumerate(stages):
         entries = chunk_geometry(
@@ -106,6 +115,7 @@ def build_model(config: Config, topology: Topology, platform: Platform) -> Model
             first=topology.is_first_stage and index == 0,
             last=topology.is_last_stage and index == len(stages) - 1,
         )
+        _install_memory_policy(module, stage, config, policies, offload)
         initialise_chunk(
             module, entries, shapes, seed=config.run.seed, std=config.model.init_method_std
         )
@@ -120,7 +130,23 @@ def build_model(config: Config, topology: Topology, platform: Platform) -> Model
         modules=modules,
         geometry=geometry,
         shapes=shapes,
+        offload=offload,
     )
+
+
+def _install_memory_policy(
+    module: GPTModel,
+    stage: Stage,
+    config: Config,
+    policies: tuple[Policies, ...],
+    offload: OffloadEngine | None,
+) -> None:
+    """Give each layer of a chunk its own; `policies` are those of the whole model's layers."""
+    for index, layer in zip(stage.layers, module.decoder.layers, strict=True):
+        install(layer, policies[index], offload)
+    if stage.mtp_layers:
+        for index, layer in zip(stage.mtp_layers, module.mtp.layers, strict=True):
+            install(layer.transformer_layer, policies[config.model.num_layers + index], offload)
 
 
 def _build_chunk(

@@ -14,9 +14,16 @@ import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from k2_megatron.recompute.checkpoint import OutputDiscardingCheckpoint
+
 
 class RMSNorm(torch.nn.RMSNorm):
-    """PyTorch's RMSNorm, its weight marked so that tensor ranks sum its gradient."""
+    """PyTorch's RMSNorm, its weight marked so that tensor ranks sum its gradient.
+
+    Attributes:
+        discards_output: the output of a forward with gradients is thrown away by `discard` and
+            computed again in backward.
+    """
 
     def __init__(
         self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any
@@ -24,6 +31,27 @@ class RMSNorm(torch.nn.RMSNorm):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         weight: Any = self.weight
         weight.sequence_parallel = config.sequence_parallel
+        self.discards_output = False
+        self._checkpoint: OutputDiscardingCheckpoint | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise x, [..., h].
+
+        In fp32 PyTorch's norm is several operations on x, whose gradients are summed here, before
+        those of x's other readers: so it is where the norm is rebuilt, and results stay equal.
+        """
+        x = x.view_as(x)
+        if not self.discards_output or not torch.is_grad_enabled():
+            return super().forward(x)
+        self._checkpoint = OutputDiscardingCheckpoint()
+        output: torch.Tensor = self._checkpoint.checkpoint(super().forward, x)
+        return output
+
+    def discard(self, until: torch.Tensor) -> None:
+        """Throw away the last output; rebuild it when the gradient of `until` is there."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is not None:
+            checkpoint.discard_output_and_register_recompute(until)
 
 
 class MLACoreAttention(MegatronModule):  # type: ignore[misc]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from k2_megatron.config.config import Config
 from k2_megatron.config.model import ModelConfig
 from k2_megatron.parallel.canonical import ModelShape
-from k2_megatron.parallel.layout import PipelineLayout, balanced_layout, parse_layout
+from k2_megatron.parallel.layout import PipelineLayout, parse_layout
 
 
 def model_shape(model: ModelConfig) -> ModelShape:
@@ -32,10 +32,11 @@ def model_shape(model: ModelConfig) -> ModelShape:
 
 
 def pipeline_layout(config: Config) -> PipelineLayout:
-    """Which layers live on which stage: as written in the YAML, or balanced.
+    """Which layers live on which stage: as written in the YAML, or placed by cost.
 
     Raises:
         ConfigError: the written layout does not fit the model or the number of stages.
+        TopologyError: no number of processes fits the configuration.
     """
     parallel, model = config.parallel, config.model
     virtual_size = parallel.virtual_pipeline_model_parallel_size or 1
@@ -47,9 +48,7 @@ def pipeline_layout(config: Config) -> PipelineLayout:
             virtual_size=virtual_size,
             num_mtp_layers=model.mtp_num_layers,
         )
-    return balanced_layout(
-        num_layers=model.num_layers,
-        pipeline_size=parallel.pipeline_model_parallel_size,
-        virtual_size=virtual_size,
-        num_mtp_layers=model.mtp_num_layers,
-    )
+    # The planner weighs stages by what they hold, and needs this module to know what that is.
+    from k2_megatron.planner.place import placed_layout
+
+    return placed_layout(config)

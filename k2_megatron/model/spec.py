@@ -11,9 +11,12 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_mtp_block_spec,
 )
 from megatron.core.post_training.modelopt.layers import Linear
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from k2_megatron.model.local_layers import MLACoreAttention, RMSNorm
+from k2_megatron.recompute.experts import GroupedExperts, SequentialExperts
+from k2_megatron.recompute.mlp import DenseMLP, SharedExpert
 
 
 def decoder_spec(config: TransformerConfig, vp_stage: int | None, *, use_te: bool) -> Any:
@@ -21,6 +24,8 @@ def decoder_spec(config: TransformerConfig, vp_stage: int | None, *, use_te: boo
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=use_te, normalization="RMSNorm", vp_stage=vp_stage
     )
+    for layer in spec.layer_specs:
+        _use_our_feed_forward(layer.submodules.mlp, grouped=use_te)
     if not use_te:
         spec.layer_norm = RMSNorm
         for layer in spec.layer_specs:
@@ -40,6 +45,18 @@ def mtp_spec(config: TransformerConfig, decoder: Any, vp_stage: int | None, *, u
             layer.submodules.enorm = layer.submodules.hnorm = RMSNorm
             layer.submodules.layer_norm = RMSNorm
     return spec
+
+
+def _use_our_feed_forward(mlp: Any, *, grouped: bool) -> None:
+    """Feed-forwards with our SwiGLU, which do with their tensors what the memory policy says.
+
+    Layers may share a spec; setting it twice changes nothing.
+    """
+    if mlp.module is not MoELayer:
+        mlp.module = DenseMLP
+        return
+    mlp.submodules.experts.module = GroupedExperts if grouped else SequentialExperts
+    mlp.submodules.shared_experts.module = SharedExpert
 
 
 def _complete_local_layer(layer: Any) -> None:

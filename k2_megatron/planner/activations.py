@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from k2_megatron.memory.policy import TILE, Policies, Policy, policy_of
 from k2_megatron.parallel.layout import Stage
 from k2_megatron.planner.job import Job
-from k2_megatron.planner.memory_policy import Policy, policy_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class SavedTensor:
         width: bytes of an element.
         routed: it has a row for every token sent to this rank's experts, so that their number
             follows the router.
+        cols: elements of a row, for the scales of its FP8 copy.
     """
 
     name: str
@@ -34,6 +35,7 @@ class SavedTensor:
     elements: float
     width: int
     routed: bool = False
+    cols: int = TILE
 
     def rows_factor(self, imbalance: float) -> float:
         """How many times its balanced size it has."""
@@ -41,11 +43,15 @@ class SavedTensor:
 
     def device_bytes(self, policy: Policy, imbalance: float = 1.0) -> float:
         """Bytes of device memory between forward and backward."""
-        return self.elements * policy.device_bytes(self.width) * self.rows_factor(imbalance)
+        return (
+            self.elements * policy.device_bytes(self.width, self.cols) * self.rows_factor(imbalance)
+        )
 
     def host_bytes(self, policy: Policy, imbalance: float = 1.0) -> float:
         """Bytes of host memory between forward and backward."""
-        return self.elements * policy.host_bytes(self.width) * self.rows_factor(imbalance)
+        return (
+            self.elements * policy.host_bytes(self.width, self.cols) * self.rows_factor(imbalance)
+        )
 
 
 def layer_tensors(job: Job, *, dense: bool) -> tuple[SavedTensor, ...]:
@@ -53,18 +59,45 @@ def layer_tensors(job: Job, *, dense: bool) -> tuple[SavedTensor, ...]:
     return (*_attention(job), *(_dense(job) if dense else _moe(job)))
 
 
-def stage_tensors(job: Job, stage: Stage) -> Iterator[tuple[int, SavedTensor]]:
-    """(number of layers, tensor) of one chunk and micro-batch; head and loss included."""
-    kinds = [job.shape.is_dense(layer) for layer in stage.layers]
-    kinds += [job.shape.is_dense(job.shape.num_layers - 1)] * len(stage.mtp_layers)
-    for dense in (True, False):
-        count = kinds.count(dense)
-        if count:
-            yield from ((count, tensor) for tensor in layer_tensors(job, dense=dense))
+def stage_tensors(job: Job, stage: Stage) -> Iterator[tuple[int, SavedTensor, Policy]]:
+    """(number of layers, tensor, policy) of one chunk and micro-batch; head and loss included."""
+    for count, dense, policies in layer_kinds(job, stage):
+        for tensor in layer_tensors(job, dense=dense):
+            yield count, tensor, installed_policy(job, policies, tensor.name, dense=dense)
     if stage.mtp_layers:
-        yield from ((len(stage.mtp_layers), tensor) for tensor in _joining(job))
+        for tensor in _joining(job):
+            yield len(stage.mtp_layers), tensor, Policy.KEEP
     if stage.loss:
-        yield from ((1 + len(stage.mtp_layers), tensor) for tensor in head_tensors(job))
+        for tensor in head_tensors(job):
+            yield 1 + len(stage.mtp_layers), tensor, Policy.KEEP
+
+
+def installed_policy(job: Job, policies: Policies, name: str, *, dense: bool) -> Policy:
+    """What is really done with a tensor.
+
+    Transformer Engine's dense layers have their norm inside the up-projection, which keeps the
+    norm's output. Its attention under context parallelism keeps keys and values as they came from
+    the neighbour, a copy that nobody can empty.
+    """
+    fused = job.on_gpu and dense and name == "mlp_norm_output"
+    copied = job.on_gpu and job.degrees.context > 1 and name in ("key", "value")
+    return Policy.KEEP if fused or copied else policy_of(policies, name)
+
+
+def layer_kinds(job: Job, stage: Stage) -> list[tuple[int, bool, Policies]]:
+    """(number, whether dense, policies) of a chunk's layers that are alike; MTP layers included."""
+    count = job.shape.num_layers
+    layers = [*stage.layers, *(count + index for index in stage.mtp_layers)]
+    found: list[tuple[int, bool, Policies]] = []
+    for layer in sorted(layers, key=lambda layer: not job.shape.is_dense(min(layer, count - 1))):
+        kind = job.shape.is_dense(min(layer, count - 1)), job.policies_of(layer)
+        for index, (number, *other) in enumerate(found):
+            if tuple(other) == kind:
+                found[index] = (number + 1, *kind)
+                break
+        else:
+            found.append((1, *kind))
+    return found
 
 
 def head_tensors(job: Job) -> tuple[SavedTensor, ...]:
@@ -116,10 +149,16 @@ def _moe(job: Job) -> Iterator[SavedTensor]:
     width = job.width
 
     def saved(
-        name: str, part: str, elements: float, of_width: int = width, *, is_routed: bool = False
+        name: str,
+        part: str,
+        elements: float,
+        of_width: int = width,
+        *,
+        is_routed: bool = False,
+        cols: int = TILE,
     ) -> SavedTensor:
         return SavedTensor(
-            name=name, part=part, elements=elements, width=of_width, routed=is_routed
+            name=name, part=part, elements=elements, width=of_width, routed=is_routed, cols=cols
         )
 
     yield saved("mlp_input", "norms", rows * shape.hidden_size)
@@ -128,14 +167,17 @@ def _moe(job: Job) -> Iterator[SavedTensor]:
     yield saved("router", "router", rows * (5.25 * shape.num_experts + 1), 4)
     varies = degrees.expert > 1
     whole = routed * degrees.expert_tensor
-    yield saved("expert_input", "experts", whole * shape.hidden_size, is_routed=varies)
-    yield saved("expert_swiglu_input", "experts", routed * 2 * shape.expert_size, is_routed=varies)
+    hidden, up = shape.hidden_size, 2 * shape.expert_size
+    up_here = up // degrees.expert_tensor
+    yield saved("expert_input", "experts", whole * hidden, is_routed=varies, cols=hidden)
+    yield saved("expert_swiglu_input", "experts", routed * up, is_routed=varies, cols=up_here)
     yield saved("expert_swiglu_output", "experts", routed * shape.expert_size, is_routed=varies)
     if job.gate_after_down:
         yield saved("expert_output", "experts", whole * shape.hidden_size, is_routed=varies)
     if shape.shared_expert_size:
         size = shape.shared_expert_size
-        yield saved("shared_swiglu_input", "shared expert", rows * 2 * size)
+        up_here = 2 * size // degrees.tensor
+        yield saved("shared_swiglu_input", "shared expert", rows * 2 * size, cols=up_here)
         yield saved("shared_swiglu_output", "shared expert", rows * size)
 
 
@@ -149,7 +191,8 @@ def _dense(job: Job) -> Iterator[SavedTensor]:
         ("dense_swiglu_output", shape.ffn_size),
     ):
         part = "dense mlp" if name.startswith("dense") else "norms"
-        yield SavedTensor(name=name, part=part, elements=rows * size, width=job.width)
+        cols = size // job.degrees.tensor if name == "dense_swiglu_input" else TILE
+        yield SavedTensor(name=name, part=part, elements=rows * size, width=job.width, cols=cols)
 
 
 def _joining(job: Job) -> Iterator[SavedTensor]:
@@ -167,41 +210,56 @@ class ChunkActivations:
 
     Attributes:
         device: bytes by tensor, on the device.
-        host: bytes of pinned host memory.
+        leaving: bytes by tensor, on the host while other micro-batches are computed, else on the
+            device too.
         routed: the part of `device` that follows the router.
-        recomputed: bytes of the largest layer's tensors that backward rebuilds or reads back.
+        leaving_routed: the same of `leaving`.
+        recomputed: bytes of the largest layer's tensors that backward rebuilds or dequantises.
     """
 
     device: dict[str, float]
-    host: float
+    leaving: dict[str, float]
     routed: float
+    leaving_routed: float
     recomputed: float
 
     @property
     def total(self) -> float:
-        """Bytes on the device."""
+        """Bytes on the device from forward to backward."""
         return sum(self.device.values())
+
+    @property
+    def host(self) -> float:
+        """Bytes of pinned host memory."""
+        return sum(self.leaving.values())
 
 
 def chunk_activations(job: Job, stage: Stage) -> ChunkActivations:
     """Bytes of one chunk under the job's policies."""
     device: dict[str, float] = {}
-    host = routed = 0.0
-    for count, tensor in stage_tensors(job, stage):
-        policy = policy_of(job.policies, tensor.name)
+    leaving: dict[str, float] = {}
+    routed = leaving_routed = 0.0
+    for count, tensor, policy in stage_tensors(job, stage):
         size = count * tensor.device_bytes(policy, job.imbalance)
         device[tensor.name] = device.get(tensor.name, 0.0) + size
-        host += count * tensor.host_bytes(policy, job.imbalance)
+        away = count * tensor.host_bytes(policy, job.imbalance)
+        if away:
+            leaving[tensor.name] = leaving.get(tensor.name, 0.0) + away
         routed += size if tensor.routed else 0.0
-    kinds = {job.shape.is_dense(layer) for layer in stage.layers}
+        leaving_routed += away if tensor.routed else 0.0
     rebuilt = [
         sum(
             tensor.elements * tensor.width * tensor.rows_factor(job.imbalance)
             for tensor in layer_tensors(job, dense=dense)
-            if policy_of(job.policies, tensor.name) is not Policy.KEEP
+            if installed_policy(job, policies, tensor.name, dense=dense)
+            not in (Policy.KEEP, Policy.HOST)
         )
-        for dense in kinds
+        for _, dense, policies in layer_kinds(job, stage)
     ]
     return ChunkActivations(
-        device=device, host=host, routed=routed, recomputed=max(rebuilt, default=0.0)
+        device=device,
+        leaving=leaving,
+        routed=routed,
+        leaving_routed=leaving_routed,
+        recomputed=max(rebuilt, default=0.0),
     )

@@ -6,17 +6,25 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
+from k2_megatron.config.phases import run_world_sizes
 from k2_megatron.errors import UserError
 from k2_megatron.planner.compare import compare_json, compare_text
 from k2_megatron.planner.fit import fit_json, fit_text, search
 from k2_megatron.planner.hardware import GPUS, GPUS_PER_NODE, Gpu
 from k2_megatron.planner.job import job_of
+from k2_megatron.planner.layout_table import layout_table
+from k2_megatron.planner.nearest import nearest_text
 from k2_megatron.planner.page import plan_page
-from k2_megatron.planner.plan import as_json, make_plan
+from k2_megatron.planner.phases import phase_to_plan, phases_json, phases_section, phases_text
+from k2_megatron.planner.place import within_memory
+from k2_megatron.planner.plan import Plan, as_json, make_plan
+from k2_megatron.planner.schedule_picture import schedule_file
 from k2_megatron.planner.text import plan_text
 
 
@@ -52,9 +60,18 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="search layouts and memory presets that fit on --gpus, the fastest by estimate first",
     )
+    parser.add_argument(
+        "--phase", metavar="NAME", help="plan this phase of schedule.phases; by default the first"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write the plan as one page with pictures"
+    )
+    parser.add_argument(
+        "--schedule",
+        type=Path,
+        metavar="FILE",
+        help="also draw what every pipeline rank does when, as SVG",
     )
 
 
@@ -64,42 +81,67 @@ def run_plan(args: argparse.Namespace) -> int:
     Raises:
         UserError: the configuration is wrong, or a number of GPUs does not fit it.
     """
-    config = load_config(args.config, args.overrides)
+    run = load_config(args.config, args.overrides)
+    phase = phase_to_plan(run, args.phase)
+    config = phase.config
     if args.fit:
         return _fit(config, args)
     jobs = [
-        job_of(
-            config,
-            count,
-            gpu=_gpu(config, args),
-            gpus_per_node=_gpus_per_node(config, args),
-            imbalance=args.imbalance,
+        within_memory(
+            job_of(
+                config,
+                count,
+                gpu=_gpu(config, args),
+                gpus_per_node=_gpus_per_node(config, args),
+                imbalance=args.imbalance,
+            )
         )
-        for count in args.gpus or [_of_cluster(config)]
+        for count in args.gpus or [_of_cluster(config) or _smallest(run)]
     ]
     if len(jobs) > 1:
-        if args.html:
-            raise UserError("--html shows one number of GPUs; --gpus has several")
+        for option, file in _files(args):
+            raise UserError(f"{option} shows one number of GPUs; --gpus has several: {file}")
         plans = [make_plan(job) for job in jobs]
         print(json.dumps(compare_json(plans), indent=1) if args.json else compare_text(plans))
         return 0
     plan = make_plan(jobs[0])
-    if args.html:
+    pages: dict[str, Callable[[Plan], str]] = {
+        "--html": partial(plan_page, phases=phases_section(run)),
+        "--schedule": schedule_file,
+    }
+    for option, file in _files(args):
         try:
-            args.html.write_text(plan_page(plan), encoding="utf-8")
+            file.write_text(pages[option](plan), encoding="utf-8")
         except OSError as error:
-            raise UserError(f"--html {args.html}: {error.strerror}") from None
-    print(json.dumps(as_json(plan), indent=1) if args.json else plan_text(plan))
-    if args.html and not args.json:
-        print(f"\npage: {args.html}")
+            raise UserError(f"{option} {file}: {error.strerror}") from None
+    if args.json:
+        phases = {"phase": phase.name, "phases": phases_json(run)} if phase.name else {}
+        print(json.dumps({**as_json(plan), **phases}, indent=1))
+        return 0
+    if phase.name:
+        print(f"{phases_text(run)}\n\nPlan of phase {phase.name}; --phase plans another\n")
+    print(plan_text(plan))
+    if plan.job.degrees.pipeline > 1:
+        print("\nLayers by pipeline rank, forward and backward of a micro-batch\n")
+        print(layout_table(plan))
+    if not plan.fits:
+        print(f"\n{nearest_text(plan)}")
+    for option, file in _files(args):
+        print(f"\n{'page' if option == '--html' else 'schedule'}: {file}")
     return 0
+
+
+def _files(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """The files that were asked for, with their options."""
+    both = (("--html", args.html), ("--schedule", args.schedule))
+    return [(option, file) for option, file in both if file]
 
 
 def _fit(config: Config, args: argparse.Namespace) -> int:
     if args.gpus is None or len(args.gpus) != 1:
         raise UserError("--fit needs one number of GPUs: --gpus N")
-    if args.html:
-        raise UserError("--fit has no --html; make the page of the layout you choose")
+    for option, _ in _files(args):
+        raise UserError(f"--fit has no {option}; make the page of the layout you choose")
     found = search(
         config,
         args.gpus[0],
@@ -109,6 +151,11 @@ def _fit(config: Config, args: argparse.Namespace) -> int:
     )
     print(json.dumps(fit_json(found), indent=1) if args.json else fit_text(found))
     return 0
+
+
+def _smallest(run: Config) -> int | None:
+    """The smallest number of GPUs that can run all phases; None where there is none."""
+    return next(iter(run_world_sizes(run)), None)
 
 
 def _of_cluster(config: Config) -> int | None:

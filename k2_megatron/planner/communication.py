@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from k2_megatron.planner.hardware import EXPOSED_WHEN_OVERLAPPED
 from k2_megatron.planner.job import Degrees, Job
 from k2_megatron.planner.newton_schulz import StageWork
 from k2_megatron.planner.states import States
@@ -76,7 +77,7 @@ def _data(job: Job, states: Sequence[States]) -> list[Traffic]:
 
 def _model(job: Job) -> list[Traffic]:
     """What the layers of one rank send, over all micro-batches."""
-    degrees, shape, model = job.degrees, job.shape, job.config.model
+    degrees, shape = job.degrees, job.shape
     count = job.sizes.num_microbatches
     rows = job.tokens / degrees.context / degrees.tensor
     layers = max(
@@ -84,12 +85,11 @@ def _model(job: Job) -> list[Traffic]:
         for rank in range(degrees.pipeline)
     )
     moe = _most_moe_layers(job)
-    hidden = rows * shape.hidden_size * job.width
-    per_layer = model.moe_router_topk * hidden * degrees.expert_tensor
+    hidden = hidden_bytes(job)
     purpose = "tokens to their experts and back"
     if job.config.parallel.moe_token_dispatcher_type == "allgather":
-        per_layer, purpose = degrees.expert * hidden, "all tokens to all experts and back"
-    expert = 4 * count * moe * per_layer * _others(degrees.expert)
+        purpose = "all tokens to all experts and back"
+    expert = count * moe * expert_bytes_per_layer(job)
     hops = degrees.virtual if degrees.pipeline > 1 else 0
     # Forward gathers the latents and scatters the output's sums; backward gathers the inputs again
     # and mirrors both.
@@ -97,8 +97,7 @@ def _model(job: Job) -> list[Traffic]:
     feed = 5 * shape.hidden_size
     per_row = 3 * latents + 2 * shape.hidden_size + feed
     tensor = count * layers * rows * per_row * job.width * (degrees.tensor - 1)
-    heads = shape.num_heads * (shape.qk_head_dim + shape.qk_rope_dim + shape.v_head_dim)
-    context = 3 * count * layers * rows * heads * job.width * (degrees.context - 1)
+    context = count * layers * context_bytes_per_layer(job)
     overlap = job.config.parallel.overlap_moe_expert_parallel_comm
     return [
         Traffic(
@@ -134,6 +133,36 @@ def _model(job: Job) -> list[Traffic]:
             overlapped=True,
         ),
     ]
+
+
+def hidden_bytes(job: Job) -> float:
+    """The hidden states of one micro-batch on one rank: what a pipeline stage sends to the next."""
+    rows = job.tokens / job.degrees.context / job.degrees.tensor
+    return rows * job.shape.hidden_size * job.width
+
+
+def expert_bytes_per_layer(job: Job) -> float:
+    """What a rank sends for one MoE layer and micro-batch: to the experts and back, twice."""
+    degrees, hidden = job.degrees, hidden_bytes(job)
+    once = job.config.model.moe_router_topk * hidden * degrees.expert_tensor
+    if job.config.parallel.moe_token_dispatcher_type == "allgather":
+        once = degrees.expert * hidden
+    return 4 * once * _others(degrees.expert)
+
+
+def context_bytes_per_layer(job: Job) -> float:
+    """Keys, values and their gradients that a rank sends for one layer and micro-batch."""
+    degrees, shape = job.degrees, job.shape
+    heads = shape.num_heads * (shape.qk_head_dim + shape.qk_rope_dim + shape.v_head_dim)
+    rows = job.tokens / degrees.context / degrees.tensor
+    return 3 * rows * heads * job.width * (degrees.context - 1)
+
+
+def message_seconds(job: Job, group: str, size: float, *, overlapped: bool = False) -> float:
+    """Time of `size` bytes that one rank sends in a group; of overlapped ones what shows."""
+    part, gpu = _node_part(job, group), job.gpu
+    rate = 1 / (part / gpu.node_rate + (1 - part) / gpu.network_rate)
+    return size / rate * (EXPOSED_WHEN_OVERLAPPED if overlapped else 1.0)
 
 
 def _muon(job: Job, work: Sequence[StageWork]) -> list[Traffic]:

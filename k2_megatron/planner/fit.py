@@ -4,15 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.memory import MemoryConfig
 from k2_megatron.config.parallel import ParallelConfig
 from k2_megatron.config.resolve import fitting_world_sizes, resolve
 from k2_megatron.config.rules_parallel import PARALLEL_RULES
+from k2_megatron.memory.policy import PRESETS, on_host
 from k2_megatron.planner.hardware import (
     ESTIMATE_ERROR,
     GPUS_PER_NODE,
@@ -20,13 +21,11 @@ from k2_megatron.planner.hardware import (
     Gpu,
 )
 from k2_megatron.planner.job import Job
-from k2_megatron.planner.memory_policy import PRESETS
+from k2_megatron.planner.offload import something_travels
 from k2_megatron.planner.parameters import count_parameters
 from k2_megatron.planner.plan import Plan, finish_plan, make_plan, plan_ranks, with_full_at
 from k2_megatron.planner.text import gib, table
 
-# Presets that training can carry out; the others of PRESETS are planned all the same, and marked.
-TRAINABLE = get_args(get_type_hints(MemoryConfig)["preset"])
 _SHOWN = 12
 _VIRTUAL = (None, 2, 4)
 _TENSOR = (1, 2, 4, 8)
@@ -38,11 +37,6 @@ class Candidate:
 
     plan: Plan
     preset: str
-
-    @property
-    def trainable(self) -> bool:
-        """Whether the configuration can ask for the preset today."""
-        return self.preset in TRAINABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +84,8 @@ def search(
                 policies=policies,
                 imbalance=imbalance,
             )
+            if on_host([policies]) and not something_travels(job):
+                continue  # the preset without host memory is the same
             tried += 1
             least = _least_bytes(job)
             if least > gpu.memory_bytes:  # not worth the counting
@@ -123,12 +119,8 @@ def _least_bytes(job: Job) -> float:
 
 def _best_with_full_at(candidates: list[Candidate]) -> tuple[Candidate, ...]:
     """All candidates; those that will be shown know how much imbalance they bear."""
-    shown = [one for one in candidates if one.trainable][:_SHOWN]
-    shown += [one for one in candidates if not one.trainable][:_SHOWN]
-    return tuple(
-        replace(one, plan=with_full_at(one.plan)) if any(one is other for other in shown) else one
-        for one in candidates
-    )
+    shown = [replace(one, plan=with_full_at(one.plan)) for one in candidates[:_SHOWN]]
+    return (*shown, *candidates[_SHOWN:])
 
 
 def _layouts(config: Config, num_gpus: int, gpus_per_node: int) -> Iterator[Config]:
@@ -164,7 +156,8 @@ def _checked(
         overlap_moe_expert_parallel_comm=can_overlap,
         delay_wgrad_compute=old.delay_wgrad_compute and can_overlap,
     )
-    changed = resolve(replace(config, parallel=parallel))
+    # Each preset is tried as it is; changes to one may name stages of another layout.
+    changed = resolve(replace(config, parallel=parallel, memory=MemoryConfig()))
     refusals = [refusal for rule in PARALLEL_RULES for refusal in rule(changed)]
     if refusals and can_overlap:
         changed = replace(
@@ -195,20 +188,11 @@ def fit_text(found: Found) -> str:
                 f"{gib(found.nearest.plan.usable_bytes)} GiB:\n\n" + _rows([found.nearest])
             )
         return text
-    ready = [one for one in found.fitting if one.trainable]
-    text = head + f"{len(found.fitting)} fit, {len(ready)} of them with what this version trains"
-    if ready:
-        text += f"\n\nThe fastest that this version trains:\n\n{_rows(ready[:_SHOWN])}"
-    planned = [one for one in found.fitting if not one.trainable]
-    if planned:
-        text += (
-            "\n\nThe fastest with memory presets that are planned only, not yet in the "
-            f"configuration:\n\n{_rows(planned[:_SHOWN])}"
-        )
+    text = head + f"{len(found.fitting)} fit. The fastest:\n\n{_rows(found.fitting[:_SHOWN])}"
     return text + f"\n\nTimes are estimates, good to some {100 * ESTIMATE_ERROR:.0f} %."
 
 
-def _rows(chosen: list[Candidate]) -> str:
+def _rows(chosen: Sequence[Candidate]) -> str:
     titles = ("peak GiB", "full at", "host/node", "bubble", "step s", "tok/s/GPU")
     rows: list[tuple[str, ...]] = [("TP", "PP", "VPP", "EP", "DP", "overlap", "memory", *titles)]
     for one in chosen:
@@ -250,7 +234,6 @@ def _as_json(one: Candidate) -> dict[str, Any]:
     return {
         **vars(plan.job.degrees),
         "memory_preset": one.preset,
-        "trainable": one.trainable,
         "overlap": plan.job.config.parallel.overlap_moe_expert_parallel_comm,
         "peak_bytes": plan.peak_bytes,
         "host_bytes_per_node": plan.host_bytes_per_node,

@@ -15,11 +15,12 @@ from k2_megatron.config.resolve import (
     resolve_world,
 )
 from k2_megatron.errors import TopologyError
+from k2_megatron.memory.policy import PRESETS, Policies
+from k2_megatron.memory.resolve import layer_policies
 from k2_megatron.model.shape import model_shape, pipeline_layout
 from k2_megatron.parallel.canonical import ModelShape
 from k2_megatron.parallel.layout import PipelineLayout
 from k2_megatron.planner.hardware import GPUS, GPUS_PER_NODE, Gpu
-from k2_megatron.planner.memory_policy import PRESETS, Policies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Job:
         gpu: their kind.
         gpus_per_node: how many share a machine.
         policies: of the activations, by tensor.
+        by_layer: where layers differ, the policies of each, MTP layers behind the others; empty:
+            `policies` are those of all.
         imbalance: tokens of the fullest expert-parallel rank over the mean of all.
         on_gpu: Transformer Engine's layers; megatron-core's own otherwise.
         gate_after_down: the experts' outputs are stored because their weights are applied to them,
@@ -68,6 +71,7 @@ class Job:
     gpu: Gpu = GPUS["H100"]
     gpus_per_node: int = GPUS_PER_NODE
     policies: Policies = field(default_factory=dict)
+    by_layer: tuple[Policies, ...] = ()
     imbalance: float = 1.0
     on_gpu: bool = True
     gate_after_down: bool = False
@@ -102,6 +106,10 @@ class Job:
     def shape(self) -> ModelShape:
         """Sizes of the model's matrices."""
         return model_shape(self.config.model)
+
+    def policies_of(self, layer: int) -> Policies:
+        """Policies of one layer; MTP layers are counted behind the decoder's."""
+        return self.by_layer[layer] if self.by_layer else self.policies
 
     @property
     def width(self) -> int:
@@ -154,6 +162,7 @@ def job_of(
         gpu=gpu,
         gpus_per_node=gpus_per_node,
         policies=PRESETS[config.memory.preset],
+        by_layer=layer_policies(config) if config.memory.tensors else (),
         imbalance=imbalance,
         on_gpu=on_gpu,
     )

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 from html import escape
 
-from k2_megatron.planner.pictures import SEGMENTS, memory_picture, schedule_picture
+from k2_megatron.planner.layout_table import layout_table
+from k2_megatron.planner.pictures import SEGMENTS, memory_picture
 from k2_megatron.planner.plan import Plan
+from k2_megatron.planner.schedule_picture import schedule_picture
 from k2_megatron.planner.text import (
     activation_table,
     estimate_text,
@@ -36,15 +38,14 @@ svg { width: 100%; height: auto; } p.note { color: #55616d; margin: 4px 0; }
 """
 
 
-def plan_page(plan: Plan) -> str:
-    """HTML of the whole plan."""
+def plan_page(plan: Plan, phases: str = "") -> str:
+    """HTML of the whole plan; `phases` is a section about them."""
     name = escape(plan.job.config.run.name)
     keys = "".join(
         f'<span class="key"><i style="background:{color}"></i>{label}</span>'
         for label, color in SEGMENTS
     )
     kind = "yes" if plan.fits else "no"
-    schedule, shown = schedule_picture(plan)
     parts = [
         "<!DOCTYPE html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>Plan of {name}</title>',
@@ -52,6 +53,7 @@ def plan_page(plan: Plan) -> str:
         f"<h1>Plan of {name}</h1>",
         f"<pre>{escape(head_text(plan))}</pre>",
         f'<div class="verdict {kind}">{escape(verdict(plan))}</div>',
+        phases,
         "<h2>Device memory by pipeline rank</h2>",
         f"<p>{keys}</p>",
         memory_picture(plan),
@@ -61,11 +63,10 @@ def plan_page(plan: Plan) -> str:
         f"<h2>Activations of pipeline rank {fullest(plan).pipeline_rank}</h2>",
         f"<pre>{escape(activation_table(plan))}</pre>",
         "<h2>Schedule</h2>",
-        '<p class="note">'
-        f"The first {shown} micro-batches as they would run alone. Blue: forward, darker for later "
-        "chunks. Orange: backward. The number is the micro-batch. White: the bubble.</p>",
-        schedule,
+        schedule_picture(plan),
     ]
+    if plan.job.degrees.pipeline > 1:
+        parts.append(_pre(layout_table(plan)))
     if plan.traffic:
         parts += ["<h2>Sent by each GPU in a step</h2>", _pre(traffic_table(plan))]
     if plan.muon:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from k2_megatron.offload.sizes import total_bytes
+from k2_megatron.offload.slots import most_on_device
 from k2_megatron.parallel.layout import Stage
 from k2_megatron.planner.activations import ChunkActivations, chunk_activations
 from k2_megatron.planner.communication import Traffic, traffic
@@ -15,6 +17,7 @@ from k2_megatron.planner.estimate import Estimate, estimate
 from k2_megatron.planner.hardware import OUTSIDE_ALLOCATOR_BYTES
 from k2_megatron.planner.job import Job
 from k2_megatron.planner.newton_schulz import StageWork, newton_schulz_work
+from k2_megatron.planner.offload import job_travel_plan, rank_pool, room_share
 from k2_megatron.planner.parameters import count_parameters
 from k2_megatron.planner.schedule import most_in_flight, operations, steady_micro_batches
 from k2_megatron.planner.states import States, rank_states, stage_kind
@@ -31,6 +34,7 @@ class RankPlan:
         states: what stays between steps.
         optimizer_bytes: of the state, what is on the device.
         in_flight: micro-batches of each chunk when activations are most.
+        present: of these, those of which what travels to the host is on the device.
         activations: bytes by tensor at that moment.
         routed_bytes: the part of them that follows the router.
         workspace_bytes: of the moment with most memory, what is neither state nor activation.
@@ -43,6 +47,7 @@ class RankPlan:
     states: States
     optimizer_bytes: int
     in_flight: tuple[int, ...]
+    present: tuple[float, ...]
     activations: dict[str, float]
     routed_bytes: float
     workspace_bytes: float
@@ -165,17 +170,11 @@ def rank_plan(
     Args:
         known: activations of kinds of stages, which is filled and spares counting them again.
     """
-    degrees, stages = job.degrees, job.layout.chunks(pipeline_rank)
+    stages = job.layout.chunks(pipeline_rank)
     states = rank_states(job, pipeline_rank)
     chunks = _activations(job, stages, {} if known is None else known)
-    order = operations(
-        pipeline_rank,
-        degrees.pipeline,
-        degrees.virtual,
-        steady_micro_batches(degrees.pipeline, job.sizes.num_microbatches),
-        job.config.parallel.overlap_moe_expert_parallel_comm,
-    )
-    held, flying = most_in_flight(order, [chunk.total for chunk in chunks])
+    held, flying, present = _fullest(job, pipeline_rank, chunks)
+    here = _leaving_here(job, pipeline_rank, flying, present)
     passes = pass_peak(job, stages, chunks, held, flying)
     update = optimizer_peak(job, pipeline_rank, states)
     on_host = int(job.optimizer_on_host * states.optimizer_bytes)
@@ -185,30 +184,73 @@ def rank_plan(
         states=states,
         optimizer_bytes=states.optimizer_bytes - on_host,
         in_flight=flying,
-        activations=_by_tensor(chunks, flying),
-        routed_bytes=sum(c.routed * count for c, count in zip(chunks, flying, strict=True)),
+        present=present,
+        activations=_by_tensor(chunks, flying, here),
+        routed_bytes=sum(
+            chunk.routed * count + chunk.leaving_routed * some
+            for chunk, count, some in zip(chunks, flying, here, strict=True)
+        ),
         workspace_bytes=update if update > passes else passes - held,
         optimizer_is_peak=update > passes,
-        host_bytes=on_host + sum(c.host * count for c, count in zip(chunks, flying, strict=True)),
+        host_bytes=on_host + total_bytes(rank_pool(job, pipeline_rank)),
     )
+
+
+def _fullest(
+    job: Job, pipeline_rank: int, chunks: Sequence[ChunkActivations]
+) -> tuple[float, tuple[int, ...], tuple[float, ...]]:
+    """The most that activations hold; micro-batches in flight then; and those on the device."""
+    degrees = job.degrees
+    if not any(chunk.leaving for chunk in chunks):
+        order = operations(
+            pipeline_rank,
+            degrees.pipeline,
+            degrees.virtual,
+            steady_micro_batches(degrees.pipeline, job.sizes.num_microbatches),
+            job.config.parallel.overlap_moe_expert_parallel_comm,
+        )
+        held, flying = most_in_flight(order, [chunk.total for chunk in chunks])
+        return held, flying, flying
+    share = room_share(job, pipeline_rank)
+    fullest = most_on_device(
+        job_travel_plan(job, pipeline_rank),
+        [chunk.total + (1 - share) * chunk.host for chunk in chunks],
+        [share * chunk.host for chunk in chunks],
+    )
+    return fullest.held, fullest.flying, fullest.present
+
+
+def _leaving_here(
+    job: Job, pipeline_rank: int, flying: Sequence[int], present: Sequence[float]
+) -> list[float]:
+    """Micro-batches of each chunk whose leaving part is on the device, in parts where it is."""
+    if flying == present:
+        return [float(count) for count in flying]
+    share = room_share(job, pipeline_rank)
+    return [share * here + (1 - share) * every for here, every in zip(present, flying, strict=True)]
 
 
 def _activations(
     job: Job, stages: Sequence[Stage], known: dict[Stage, ChunkActivations]
 ) -> list[ChunkActivations]:
-    kinds = [stage_kind(job.shape, stage) for stage in stages]
+    kinds = list(stages)
+    if not job.by_layer:  # else layers of one kind may have other policies
+        kinds = [stage_kind(job.shape, stage) for stage in stages]
     for kind in kinds:
         if kind not in known:
             known[kind] = chunk_activations(job, kind)
     return [known[kind] for kind in kinds]
 
 
-def _by_tensor(chunks: list[ChunkActivations], flying: tuple[int, ...]) -> dict[str, float]:
+def _by_tensor(
+    chunks: list[ChunkActivations], flying: Sequence[int], here: Sequence[float]
+) -> dict[str, float]:
     found: dict[str, float] = {}
-    for chunk, count in zip(chunks, flying, strict=True):
-        for name, size in chunk.device.items():
-            if size * count:
-                found[name] = found.get(name, 0.0) + size * count
+    for chunk, *counts in zip(chunks, flying, here, strict=True):
+        for sizes, count in zip((chunk.device, chunk.leaving), counts, strict=True):
+            for name, size in sizes.items():
+                if size * count:
+                    found[name] = found.get(name, 0.0) + size * count
     return found
 
 
@@ -232,7 +274,9 @@ def _full_at(plan: Plan) -> float | None:
         old = plan.ranks[rank]
         stages = other.layout.chunks(rank)
         chunks = _activations(other, stages, known)
-        held = sum(c.total * count for c, count in zip(chunks, old.in_flight, strict=True))
+        here = _leaving_here(other, rank, old.in_flight, old.present)
+        counts = zip(chunks, old.in_flight, here, strict=True)
+        held = sum(chunk.total * count + chunk.host * some for chunk, count, some in counts)
         return old.static_bytes + pass_peak(other, stages, chunks, held, old.in_flight)
 
     if fits(largest):

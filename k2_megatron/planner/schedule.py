@@ -30,6 +30,19 @@ class Bar:
     end: float
 
 
+def warmup_forwards(
+    rank: int, pipeline: int, virtual: int, num_micro_batches: int, overlap: bool
+) -> int:
+    """Forwards of a rank in front of the first that has a backward behind it."""
+    if pipeline == 1:
+        warmup = int(overlap)
+    elif virtual == 1:
+        warmup = pipeline - rank - 1
+    else:
+        warmup = 2 * (pipeline - rank - 1) + (virtual - 1) * pipeline + int(overlap)
+    return min(warmup, num_micro_batches * virtual)
+
+
 @cache
 def operations(
     rank: int, pipeline: int, virtual: int, num_micro_batches: int, overlap: bool
@@ -40,13 +53,7 @@ def operations(
     forward where expert communication is overlapped.
     """
     count = num_micro_batches * virtual
-    if pipeline == 1:
-        warmup = int(overlap)
-    elif virtual == 1:
-        warmup = pipeline - rank - 1
-    else:
-        warmup = 2 * (pipeline - rank - 1) + (virtual - 1) * pipeline + int(overlap)
-    warmup = min(warmup, count)
+    warmup = warmup_forwards(rank, pipeline, virtual, num_micro_batches, overlap)
 
     def place(index: int, *, forward: bool) -> Operation:
         if virtual == 1:
@@ -98,11 +105,13 @@ def timeline(
     overlap: bool,
     forward_costs: Sequence[float],
     backward_costs: Sequence[float],
+    hop: float = 0.0,
 ) -> list[list[Bar]]:
     """When each rank does what, if an operation waits for nothing but its input.
 
     Args:
         forward_costs, backward_costs: of each of the PP x VPP stages.
+        hop: time of what one rank sends to the next.
 
     Returns:
         The bars of each rank.
@@ -129,7 +138,9 @@ def timeline(
                     needs = (False, stage + 1, one.micro_batch)
                 if needs is not None and needs not in done:
                     break
-                begin = max(clock[rank], done[needs] if needs is not None else 0.0)
+                begin = clock[rank]
+                if needs is not None:
+                    begin = max(begin, done[needs] + (hop if needs[1] != stage else 0.0))
                 cost = (forward_costs if one.forward else backward_costs)[stage]
                 clock[rank] = begin + cost
                 done[one.forward, stage, one.micro_batch] = clock[rank]
@@ -147,6 +158,7 @@ def pipeline_seconds(
     overlap: bool,
     forward_costs: Sequence[float],
     backward_costs: Sequence[float],
+    hop: float = 0.0,
 ) -> tuple[float, float]:
     """Time of all micro-batches, and of the slowest rank's work in it.
 
@@ -154,7 +166,7 @@ def pipeline_seconds(
     the slowest rank's work.
     """
     shown = steady_micro_batches(pipeline, num_micro_batches)
-    bars = timeline(pipeline, virtual, shown, overlap, forward_costs, backward_costs)
+    bars = timeline(pipeline, virtual, shown, overlap, forward_costs, backward_costs, hop)
     slowest = max(
         sum(forward_costs[rank::pipeline]) + sum(backward_costs[rank::pipeline])
         for rank in range(pipeline)

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from k2_megatron.memory.policy import PRESETS
 from k2_megatron.planner.hardware import ESTIMATE_ERROR, OUTSIDE_ALLOCATOR_BYTES
-from k2_megatron.planner.memory_policy import PRESETS
+from k2_megatron.planner.job import Job
 from k2_megatron.planner.parameters import count_parameters
 from k2_megatron.planner.plan import Plan, RankPlan
+from k2_megatron.planner.policy_table import policy_rows
 from k2_megatron.planner.update_rules import rules_table
 
 GIB = 2**30
@@ -52,6 +54,8 @@ def plan_text(plan: Plan) -> str:
         verdict(plan),
         f"Activations of pipeline rank {fullest(plan).pipeline_rank}, GiB",
         activation_table(plan),
+        "Memory policy (docs/memory.md)",
+        policy_table(plan.job),
     ]
     if plan.traffic:
         parts += ["Sent by each GPU in a step", traffic_table(plan)]
@@ -163,6 +167,11 @@ def activation_table(plan: Plan) -> str:
     return table(rows)
 
 
+def policy_table(job: Job) -> str:
+    """Every activation with its policy and bytes."""
+    return table(policy_rows(job), left=3)
+
+
 def traffic_table(plan: Plan) -> str:
     """Messages by group."""
     rows = [("group", "purpose", "ranks", "sent", "in node", "hidden")]
@@ -225,7 +234,7 @@ def fullest(plan: Plan) -> RankPlan:
 def _preset_name(plan: Plan) -> str:
     for name, policies in PRESETS.items():
         if policies == plan.job.policies:
-            return name
+            return name + (" with changes" if plan.job.by_layer else "")
     return "custom"
 
 

@@ -65,6 +65,14 @@ class Platform(ABC):
         """Largest device memory in use so far, in bytes; None where the device does not tell."""
 
     @abstractmethod
+    def time_mark(self) -> Any:
+        """A moment in the work of the device, without waiting for it."""
+
+    @abstractmethod
+    def seconds_between(self, begin: Any, end: Any) -> float:
+        """Time between two marks, once the device has passed both."""
+
+    @abstractmethod
     def memory_bytes(self) -> int:
         """Memory that a rank can have at most, in bytes: of its device, or of the host."""
 

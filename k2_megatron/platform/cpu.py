@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import platform as host
 import sys
+import time
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class CpuPlatform(Platform):
         engine.silence_known_warnings()
         engine.mend_for_cpu()
         engine.mend_without_transformer_engine()
+        engine.mend_output_discarding_checkpoint()
         self._prepared = True
 
     @property
@@ -103,6 +105,14 @@ class CpuPlatform(Platform):
     def peak_memory_bytes(self) -> int | None:
         """No device memory."""
         return None
+
+    def time_mark(self) -> Any:
+        """The host's clock."""
+        return time.perf_counter()
+
+    def seconds_between(self, begin: Any, end: Any) -> float:
+        """The difference."""
+        return float(end - begin)
 
     def memory_bytes(self) -> int:
         """Physical memory of the host, which all its ranks share."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from importlib.metadata import version
 from typing import Any
@@ -33,6 +34,10 @@ def silence_known_warnings() -> None:
     about to rename; nothing of it is for the user of a pinned version.
     """
     warnings.filterwarnings("ignore", module=r"megatron\.")
+    # transformer_layer.py:366 knows feed-forwards by their exact class, not by inheritance.
+    logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
+        lambda record: "Unknown MLP type" not in record.getMessage()
+    )
     warnings.filterwarnings(
         "ignore", r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
     )
@@ -62,3 +67,12 @@ def mend_without_transformer_engine() -> None:
 
     mla.HAVE_TE = False
     moe_utils.te_general_gemm = None
+
+
+def mend_output_discarding_checkpoint() -> None:
+    """tensor_parallel/random.py:636 and :444, see `k2_megatron.recompute.checkpoint`."""
+    from megatron.core import tensor_parallel
+
+    from k2_megatron.recompute.checkpoint import OutputDiscardingCheckpoint
+
+    tensor_parallel.CheckpointWithoutOutput = OutputDiscardingCheckpoint

@@ -10,31 +10,26 @@ from itertools import islice
 import torch
 
 from k2_megatron.config.config import Config
+from k2_megatron.config.phases import Phase, phase_at
 from k2_megatron.data.corpora import check_corpora
 from k2_megatron.data.datasets import TokenSamples, build_datasets
-from k2_megatron.data.order import data_fingerprint
-from k2_megatron.data.request import DataRequest
+from k2_megatron.data.request import DataOrder, DataRequest, data_order, requests_of
 from k2_megatron.data.sampler import BatchIterator, MicroBatchSampler
 from k2_megatron.train.session import Session
 
 Batch = dict[str, torch.Tensor]
 
 
-def check_text(config: Config) -> str:
-    """Open and check every corpus before anything expensive; the fingerprint of the data order.
+def check_text(config: Config) -> DataOrder:
+    """Open and check every corpus before anything expensive; fingerprints of the data order.
 
     Raises:
         DataError: a file is missing, truncated or does not fit the model.
     """
-    request = DataRequest.of(config)
-    check_corpora(request.paths, config.model.vocab_size, verify_index=False)
-    return data_fingerprint(
-        request.corpora,
-        seq_length=request.seq_length,
-        seed=request.seed,
-        train_samples=request.train_samples,
-        valid_fraction=request.valid_fraction,
-    )
+    requests = requests_of(config)
+    for request in requests:
+        check_corpora(request.paths, config.model.vocab_size, verify_index=False)
+    return data_order(requests)
 
 
 def verify_text(config: Config) -> None:
@@ -43,56 +38,77 @@ def verify_text(config: Config) -> None:
     Raises:
         DataError: an index is not the one that was written.
     """
-    check_corpora(DataRequest.of(config).paths, config.model.vocab_size)
+    paths = dict.fromkeys(path for request in requests_of(config) for path in request.paths)
+    check_corpora(list(paths), config.model.vocab_size)
 
 
 class Text:
     """This rank's micro-batches. Pipeline stages that see no tokens get empty ones."""
 
     def __init__(self, session: Session) -> None:
-        """Open the datasets. Collective.
+        """Open the datasets of all steps that these processes can train. Collective.
 
         Raises:
             DataError: the corpora are too small or cannot be read.
         """
         self._session = session
-        config = session.config
+        config = session.run_config
         stages = session.model.layout.chunks(session.topology.pp.rank)
         self._reads = any(s.embedding or s.loss or s.mtp_layers for s in stages)
-        request = DataRequest.of(config)
-        self._train, self._valid = build_datasets(
-            request.corpora,
-            seq_length=request.seq_length,
-            seed=request.seed,
-            train_samples=request.train_samples,
+        here = range(session.phase.first_step, session.last_step_here + 1)
+        self._rows = [
+            (request, *self._open(request, config.data.cache_folder))
+            for request in requests_of(config)
+            if request.last_step >= here.start and request.first_step < here.stop
+        ]
+
+    def _open(
+        self, request: DataRequest, cache_folder: str | None
+    ) -> tuple[TokenSamples | None, TokenSamples | None]:
+        return build_datasets(
+            **request.order,
             valid_samples=request.valid_samples,
-            valid_fraction=request.valid_fraction,
-            cache_folder=config.data.cache_folder,
+            cache_folder=cache_folder,
             is_built_on_rank=self._reads,
         )
 
     def train(self, first_step: int) -> Iterator[list[Batch]]:
         """The global batches of steps `first_step`, `first_step` + 1, ...: micro-batches [b, s]."""
-        return self._global_batches(self._train, first_step - 1)
+        for request, train, _ in self._rows:
+            for phase in request.phases:
+                if phase.last_step < first_step:
+                    continue
+                begin = max(first_step, phase.first_step)
+                before = request.phases[0].consumed_samples
+                samples = range(
+                    phase.consumed_after(begin - 1)[0] - before,
+                    phase.consumed_after(phase.last_step)[0] - before,
+                )
+                yield from self._global_batches(phase, train, samples)
 
-    def valid(self) -> Iterator[list[Batch]]:
-        """The global batches of one validation, the same each time."""
-        batches = self._global_batches(self._valid, 0)
-        return islice(batches, self._session.config.logging.valid_steps)
+    def valid(self, step: int = 1) -> Iterator[list[Batch]]:
+        """The global batches of one validation after a step, the same each time in a phase."""
+        phase = phase_at(self._session.phases, step)
+        row = next(row for row in self._rows if phase.first_step <= row[0].last_step)
+        num_steps = phase.config.logging.valid_steps
+        batch = phase.config.schedule.global_batch_size
+        return islice(self._global_batches(phase, row[2], range(num_steps * batch)), num_steps)
 
     def _global_batches(
-        self, samples: TokenSamples | None, consumed_steps: int
+        self, phase: Phase, samples: TokenSamples | None, numbers: range
     ) -> Iterator[list[Batch]]:
+        """The samples of these numbers in the batches of a phase."""
         session = self._session
-        num_microbatches = session.sizes.num_microbatches
+        schedule = phase.config.schedule
+        num_microbatches = session.at(phase.first_step).sizes.num_microbatches
         if not self._reads:
-            while True:
+            for _ in range(len(numbers) // schedule.global_batch_size):
                 yield [{}] * num_microbatches
+            return
         assert samples is not None
-        schedule = session.config.schedule
         sampler = MicroBatchSampler(
-            num_samples=len(samples),
-            consumed_samples=consumed_steps * schedule.global_batch_size,
+            num_samples=numbers.stop,
+            consumed_samples=numbers.start,
             micro_batch_size=schedule.micro_batch_size,
             global_batch_size=schedule.global_batch_size,
             data_parallel_rank=session.topology.dp.rank,
@@ -101,7 +117,7 @@ class Text:
         batches = BatchIterator(
             samples,
             sampler,
-            num_workers=session.config.data.num_workers,
+            num_workers=phase.config.data.num_workers,
             pin_memory=session.platform.pins_memory,
         )
         while micro_batches := list(islice(batches, num_microbatches)):

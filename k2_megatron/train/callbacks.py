@@ -6,9 +6,10 @@ The loop calls the list at fixed moments and knows nothing of files. Order in th
 the calls, so that JsonlWriter stands before CurvesWriter, which reads its file.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 from k2_megatron.train.metrics import StepRecord
 
@@ -40,6 +41,9 @@ class Callback:
         A new run that evaluates has one of step 0, before training, which no record follows.
         """
 
+    def on_rollback(self, step: int) -> None:
+        """Forget what was written past `step`: the run has gone back to it."""
+
     def on_train_end(self) -> None:
         """Finish what a run that ended in order should leave: last step or stop by signal."""
 
@@ -50,14 +54,23 @@ class Callback:
 class CallbackList:
     """Calls callbacks in the order given, on the one rank that writes and nowhere else."""
 
-    def __init__(self, callbacks: Iterable[Callback], *, writes: bool) -> None:
+    def __init__(
+        self,
+        callbacks: Iterable[Callback],
+        *,
+        writes: bool,
+        say: Callable[[str], None] = print,
+    ) -> None:
         """Keep the callbacks.
 
         Args:
             callbacks: in the order in which they are called.
             writes: whether this rank is the one that writes; elsewhere no callback is ever called.
+            say: takes the message where one cannot write.
         """
         self._callbacks = tuple(callbacks) if writes else ()
+        self._say = say
+        self._failing: set[str] = set()
 
     def on_train_start(self, resumed_step: int) -> None:
         """Prepare every callback; `resumed_step` is 0 for a new run."""
@@ -71,17 +84,33 @@ class CallbackList:
             extra |= callback.measure(record)
         complete = replace(record, extra=extra)
         for callback in self._callbacks:
-            callback.on_step_end(complete)
+            self._try(callback, partial(callback.on_step_end, complete))
 
     def on_valid(self, step: int, valid_loss: float) -> None:
         """Hand out a validation loss, before `on_step_end` of the same step."""
         for callback in self._callbacks:
-            callback.on_valid(step, valid_loss)
+            self._try(callback, partial(callback.on_valid, step, valid_loss))
+
+    def on_rollback(self, step: int) -> None:
+        """Let every callback forget what came after `step`."""
+        for callback in self._callbacks:
+            callback.on_rollback(step)
 
     def on_train_end(self) -> None:
         """Let every callback finish a run that ended in order."""
         for callback in self._callbacks:
             callback.on_train_end()
+
+    def _try(self, callback: Callback, action: Callable[[], None]) -> None:
+        """Let a full disk cost a measurement and not the run; said once until it goes well."""
+        name = type(callback).__name__
+        try:
+            action()
+            self._failing.discard(name)
+        except OSError as error:
+            if name not in self._failing:
+                self._say(f"warning: {name} cannot write, training goes on: {error}")
+            self._failing.add(name)
 
     def close(self) -> None:
         """Close every callback, the last first, even where one of them raises."""

@@ -59,6 +59,10 @@ class CurvesWriter(Callback):
         """Count the steps to the next picture from here."""
         self._drawn_step = resumed_step
 
+    def on_rollback(self, step: int) -> None:
+        """Count the steps to the next picture from here."""
+        self._drawn_step = min(self._drawn_step, step)
+
     def on_valid(self, step: int, valid_loss: float) -> None:
         """Draw once this step's line is in the file."""
         self._due = True

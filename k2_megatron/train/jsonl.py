@@ -52,6 +52,11 @@ class JsonlWriter(Callback):
         self._file.write(to_line(record))
         self._file.flush()
 
+    def on_rollback(self, step: int) -> None:
+        """Drop the lines past `step`, as a resume does."""
+        self.close()
+        self.on_train_start(step)
+
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
@@ -69,6 +74,8 @@ def to_line(record: StepRecord) -> str:
         "skipped": record.skipped,
         "tokens": record.tokens,
         "consumed_tokens": record.consumed_tokens,
+        "phase": record.phase,
+        "phase_number": None if record.phase is None else record.phase_number,
         "step_seconds": record.step_seconds,
         "tokens_per_second": record.tokens_per_second,
         "model_flops": record.model_flops,
@@ -137,6 +144,22 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     f"found {line.strip()[:60]!r}; remove that line to go on without it"
                 )
             yield line, values
+
+
+def parse_line(path: Path, line: bytes) -> dict[str, Any]:
+    """One line as `read_metrics` gives it.
+
+    Raises:
+        MetricsFileError: it is damaged.
+    """
+    try:
+        values = json.loads(line)
+    except ValueError:
+        raise MetricsFileError(
+            f"{path}: expected one JSON object a line, found {line[:60]!r}; remove that line"
+        ) from None
+    decoded: dict[str, Any] = _decode(values)
+    return decoded
 
 
 def _encode(value: Any) -> Any:

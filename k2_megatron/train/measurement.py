@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 
 from k2_megatron.planner.flops import model_flops_per_token
 from k2_megatron.train.metrics import StepRecord
+from k2_megatron.train.offload import offload_metrics
 from k2_megatron.train.session import Session
 from k2_megatron.train.step import StepOutcome
 
@@ -16,11 +19,26 @@ ByLayer = dict[int, list[float]]
 
 
 def measure_step(
-    session: Session, step: int, outcome: StepOutcome, seconds: float, valid_loss: float | None
+    session: Session,
+    step: int,
+    outcome: StepOutcome,
+    seconds: float,
+    valid_loss: float | None,
+    extra: Mapping[str, float],
 ) -> StepRecord:
-    """The measurements of a logged step, reduced over ranks. Collective."""
+    """The measurements of a logged step, reduced over ranks. Collective.
+
+    Args:
+        session: the run.
+        step: 1-based.
+        outcome: of `train_step`.
+        seconds: that it took on this rank.
+        valid_loss: measured after it, if any.
+        extra: further values by TensorBoard tag.
+    """
     config = session.config
-    tokens = config.schedule.global_batch_size * config.schedule.seq_length
+    phase = session.phase
+    tokens = phase.step_tokens
     load, bias = _gather_routing(session)
     return StepRecord(
         step=step,
@@ -32,12 +50,14 @@ def measure_step(
         skipped=outcome.skipped,
         model_flops=tokens * model_flops_per_token(config.model, config.schedule.seq_length),
         world_size=session.topology.world_size,
-        consumed_tokens=step * tokens,
+        consumed_tokens=phase.consumed_after(step)[1],
+        phase=phase.name or None,
+        phase_number=phase.index + 1,
         memory_bytes=largest_memory(session),
         valid_loss=valid_loss,
         expert_load=load,
         expert_bias=bias,
-        extra=outcome.metrics,
+        extra={**outcome.metrics, **offload_metrics(session), **extra},
     )
 
 

@@ -7,11 +7,16 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from k2_megatron.config.config import Config
-from k2_megatron.errors import UserError
+from k2_megatron.config.memory import names_host
+from k2_megatron.errors import ConfigError, UserError
 from k2_megatron.planner.hardware import GPUS
 from k2_megatron.planner.job import job_of
+from k2_megatron.planner.nearest import nearest_text
+from k2_megatron.planner.offload import something_travels
+from k2_megatron.planner.place import within_memory
 from k2_megatron.planner.plan import Plan, make_plan
 from k2_megatron.planner.text import gib, memory_table
 from k2_megatron.platform.base import Platform
@@ -22,7 +27,11 @@ _WARN_BEYOND = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryCheck:
-    """What a run needs by its plan."""
+    """What a run needs by its plan.
+
+    Attributes:
+        plan: its job's configuration has the layout written out where memory decided it.
+    """
 
     plan: Plan
 
@@ -51,7 +60,9 @@ def check_memory(config: Config, platform: Platform, world_size: int) -> MemoryC
     capacity = platform.memory_bytes()
     on_gpu = platform.uses_transformer_engine
     device = replace(GPUS["H100"], name=platform.memory_name(), memory_bytes=capacity)
-    plan = make_plan(job_of(config, world_size, gpu=device, on_gpu=on_gpu), place_matrices=False)
+    job = within_memory(job_of(config, world_size, gpu=device, on_gpu=on_gpu))
+    plan = make_plan(job, place_matrices=False)
+    _check_host(plan, on_gpu=on_gpu)
     needed = plan.peak_bytes if on_gpu else _on_this_host(plan)
     if needed > capacity:
         what = "the fullest rank" if on_gpu else "its ranks on this machine"
@@ -59,18 +70,58 @@ def check_memory(config: Config, platform: Platform, world_size: int) -> MemoryC
             f"memory: {what} would need {gib(needed)} GiB; {platform.memory_name()} has "
             f"{gib(capacity)} GiB. Nothing was started.\n\nDevice memory, GiB by pipeline rank\n\n"
             f"{memory_table(plan)}\n\nFewer layers or experts, a smaller micro-batch or sequence, "
-            "or more processes need less; `k2-megatron plan CONFIG --set ...` tells how much."
+            "or more processes need less; `k2-megatron plan CONFIG --set ...` tells how much.\n"
+            f"{nearest_text(plan)}"
         )
     return MemoryCheck(plan=plan)
 
 
+def _check_host(plan: Plan, *, on_gpu: bool) -> None:
+    """Refuse activations in host memory where none would leave, or the host lacks the room.
+
+    Raises:
+        UserError: why.
+    """
+    if not names_host(plan.job.config.memory):
+        return
+    if not something_travels(plan.job):
+        raise ConfigError(
+            f"memory: given activations in host memory and {plan.job.sizes.num_microbatches} "
+            "micro-batches a step; allowed: more of them (schedule.global_batch_size), or the "
+            "policies without host memory; backward follows forward so soon that nothing leaves"
+        )
+    room = _available_bytes()
+    needed = _share_here(plan) * sum(rank.host_bytes for rank in plan.ranks)
+    needed *= plan.job.degrees.stage
+    if room is not None and needed > room:
+        what = "page-locked memory" if on_gpu else "memory"
+        raise UserError(
+            f"memory: the activations that leave the devices of this machine need "
+            f"{gib(needed)} GiB of {what}; {gib(room)} GiB are available. Nothing was started. "
+            "memory.host_budget limits them, and a preset without host memory needs none"
+        )
+
+
+def _available_bytes() -> float | None:
+    """What this machine could still give, in bytes; None where it does not tell."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    return 1024.0 * int(found[1]) if found else None
+
+
 def _on_this_host(plan: Plan) -> float:
-    """Bytes of all ranks that this machine runs, by the launcher's word; all of them without it."""
-    ranks = plan.job.degrees.stage
-    total = sum(rank.total_bytes for rank in plan.ranks) * ranks
+    """Bytes of all ranks that this machine runs."""
+    on_host = sum(rank.total_bytes + rank.host_bytes for rank in plan.ranks)
+    return on_host * plan.job.degrees.stage * _share_here(plan)
+
+
+def _share_here(plan: Plan) -> float:
+    """Which part of the ranks this machine runs, by the launcher's word; all of them without it."""
     here = re.match(  # srun says "8(x2)" for eight on each of two machines
         r"\d+",
         os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""),
     )
-    share = int(here[0]) / plan.job.num_gpus if here else 1.0
-    return total * min(1.0, share)
+    return min(1.0, int(here[0]) / plan.job.num_gpus) if here else 1.0

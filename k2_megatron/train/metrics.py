@@ -35,6 +35,10 @@ class StepRecord:
     """Number of ranks."""
     consumed_tokens: int
     """Tokens trained on since step 0, with this step."""
+    phase: str | None = None
+    """Name of the schedule's phase; None in a run without phases."""
+    phase_number: int = 1
+    """Number of the phase, from 1."""
     memory_bytes: int | None = None
     """Peak allocated device memory, the largest over the ranks; None on the CPU."""
     valid_loss: float | None = None
@@ -86,6 +90,8 @@ def scalars(record: StepRecord) -> dict[str, float]:
         tags.TFLOPS_PER_DEVICE: record.tflops_per_device,
         tags.CONSUMED_TOKENS: float(record.consumed_tokens),
     }
+    if record.phase is not None:
+        values[tags.PHASE] = float(record.phase_number)
     if record.valid_loss is not None:
         values[tags.LOSS_VALID] = record.valid_loss
     if record.memory_bytes is not None:

@@ -40,6 +40,10 @@ class ProgressPrinter(Callback):
         self._clock = clock
         self._seen: deque[tuple[int, float]] = deque(maxlen=WINDOW + 1)
 
+    def on_rollback(self, step: int) -> None:
+        """Estimate the time left from here."""
+        self._seen.clear()
+
     def on_valid(self, step: int, valid_loss: float) -> None:
         """Print the loss before training; later ones stand in their step's line."""
         if step == 0:

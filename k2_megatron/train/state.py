@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.checkpoint.resume import find_resumable, load
 from k2_megatron.checkpoint.saving import Belonging, Saver
 from k2_megatron.checkpoint.weights import WEIGHT
+from k2_megatron.config.phases import phase_at, runs_on
+from k2_megatron.data.request import DataOrder
 from k2_megatron.errors import CheckpointError
 from k2_megatron.parallel import megatron_state
 from k2_megatron.platform.base import Platform
@@ -32,23 +34,23 @@ from k2_megatron.train.session import Session
 class SessionSaver:
     """Saves a session again and again; an asynchronous save goes on while the session trains."""
 
-    def __init__(self, session: Session, folder: RunFolder, fingerprint: str) -> None:
+    def __init__(self, session: Session, folder: RunFolder, order: DataOrder) -> None:
         """Touch nothing yet.
 
         Args:
             session: the run.
             folder: its folder.
-            fingerprint: of the data order, so that a resume that would change it is refused.
+            order: of the data, so that a resume that would change it is refused.
         """
         options = session.config.checkpoint
-        self._session, self._fingerprint = session, fingerprint
+        self._session, self._order = session, order
         self._ranks = _ranks(session)
         self._saver = Saver(
             folder.checkpoints,
             self._ranks,
             Belonging(
                 layout=layout(session.config, session.platform.name),
-                identity=identity(session.config),
+                identity=identity(session.run_config),
                 shapes=run_matrices(session),
             ),
             keeping=Keeping(last=options.keep_last, every_steps=options.keep_every_steps),
@@ -56,8 +58,18 @@ class SessionSaver:
             pinned=session.platform.pins_memory,
         )
 
-    def save(self, step: int) -> list[Saved]:
+    def save(
+        self,
+        step: int,
+        guards: Mapping[str, Any] | None = None,
+        waiting: Callable[[], None] | None = None,
+    ) -> list[Saved]:
         """Save the run after `step`, or begin to. Collective.
+
+        Args:
+            step: the last one done.
+            guards: JSON data of what watches the run; rank 0's is kept.
+            waiting: called as more is written, where this waits for it; on all ranks or on none.
 
         Returns:
             The checkpoints that have got their names since the last call.
@@ -66,17 +78,20 @@ class SessionSaver:
             CheckpointError: a rank could not write; earlier checkpoints are untouched.
         """
         session = self._session
-        counts = set(self._ranks.share(session.optimizer.num_updates())) - {None}
+        shared = self._ranks.share((session.optimizer.num_updates(), guards))
+        counts = {count for count, _ in shared} - {None}
         assert len(counts) <= 1, f"ranks have counted different numbers of updates: {counts}"
         return self._saver.start(
             step,
             run_holdings(session),
             _random_state(session.platform),
             {
-                "consumed_samples": step * session.config.schedule.global_batch_size,
-                "data_order": self._fingerprint,
+                **_consumed(session, step),
+                "data_order": self._order.at(step),
                 "optimizer_updates": counts.pop() if counts else 0,
+                "guards": dict(shared[0][1] or {}),
             },
+            waiting,
         )
 
     def advance(self) -> list[Saved]:
@@ -87,13 +102,16 @@ class SessionSaver:
         """
         return self._saver.advance()
 
-    def finish(self) -> list[Saved]:
+    def finish(self, waiting: Callable[[], None] | None = None) -> list[Saved]:
         """Wait for a save that goes on. Collective.
+
+        Args:
+            waiting: called as often as any rank has written more; on all ranks or on none.
 
         Raises:
             CheckpointError: a rank could not write; earlier checkpoints are untouched.
         """
-        return self._saver.finish()
+        return self._saver.finish(waiting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,31 +123,30 @@ class Resumed:
         path: the checkpoint, None where there is none.
         warnings: what is wrong in the folder of checkpoints.
         notes: what is not the same as if the run had not stopped.
+        guards: what `SessionSaver.save` was given.
     """
 
     step: int
     path: Path | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    guards: Mapping[str, Any] = field(default_factory=dict)
 
 
-def resume_session(session: Session, folder: RunFolder, fingerprint: str) -> Resumed:
+def resume_session(session: Session, folder: RunFolder, order: DataOrder) -> Resumed:
     """Restore the newest whole checkpoint if there is one. Collective.
 
     Raises:
-        CheckpointError: it belongs to another model, optimizer or data order.
+        CheckpointError: it belongs to another model, optimizer or data order, to other phases
+            before its step, or to a phase that these processes are not made for.
     """
     ranks = _ranks(session)
-    found = find_resumable(folder.checkpoints, ranks, identity(session.config))
+    found = find_resumable(folder.checkpoints, ranks, identity(session.run_config))
     if found.path is None:
         return Resumed(step=0, path=None, warnings=found.warnings)
     path, manifest = found.path, read_manifest(found.path)
-    if not manifest.weights_only and manifest.metadata["data_order"] != fingerprint:
-        raise CheckpointError(
-            f"{path}: it was trained on samples in another order (data.corpora, "
-            "data.valid_fraction, schedule.seq_length, run.seed, or more train_steps that need "
-            "another pass over the data); restore those, or use another run.name to start anew"
-        )
+    if not manifest.weights_only:
+        _check_past(session, path, manifest, order)
     holdings, shapes = run_holdings(session), run_matrices(session)
     if manifest.weights_only:
         holdings = [holding for holding in holdings if holding.kind == WEIGHT]
@@ -141,7 +158,50 @@ def resume_session(session: Session, folder: RunFolder, fingerprint: str) -> Res
         notes = [f"weights from {path}; optimizer and data begin anew"]
     else:
         notes = _restore_random_state(session, path, manifest, ranks)
-    return Resumed(step=manifest.step, path=path, warnings=found.warnings, notes=tuple(notes))
+    return Resumed(
+        step=manifest.step,
+        path=path,
+        warnings=found.warnings,
+        notes=tuple(notes),
+        guards=manifest.metadata.get("guards", {}),
+    )
+
+
+def _consumed(session: Session, step: int) -> dict[str, int]:
+    """Samples and tokens of the run up to the end of a step."""
+    samples, tokens = phase_at(session.phases, step).consumed_after(step)
+    return {"consumed_samples": samples, "consumed_tokens": tokens}
+
+
+def _check_past(session: Session, path: Path, manifest: Manifest, order: DataOrder) -> None:
+    """Refuse a checkpoint whose past is not this run's, or whose phase these processes are not for.
+
+    Raises:
+        CheckpointError: says what to restore.
+    """
+    step, saved = manifest.step, manifest.metadata
+    ours = _consumed(session, step)["consumed_samples"]
+    if saved["consumed_samples"] != ours:
+        raise CheckpointError(
+            f"{path}: it has consumed {saved['consumed_samples']} samples in {step} steps, and by "
+            f"this schedule that would be {ours}; restore the lengths and batches of the phases "
+            "before that step, or use another run.name to start anew"
+        )
+    if saved["data_order"] != order.at(step):
+        added = "; a phase of another seq_length that is added now needs data.corpora of its own"
+        added = added if len(session.phases) > 1 else ""
+        raise CheckpointError(
+            f"{path}: it was trained on samples in another order (data.corpora, "
+            "data.valid_fraction, schedule.seq_length, run.seed, or more train_steps that need "
+            "another pass over the data); restore those, or use another run.name to start anew"
+            f"{added}"
+        )
+    phase = phase_at(session.phases, step + 1)
+    if not runs_on(session.config, phase.config):
+        raise CheckpointError(
+            f"{path}: it goes on in phase {phase.name}, and these processes were made for phase "
+            f"{session.phase.name}: move newer checkpoints away, which are damaged, and start again"
+        )
 
 
 def _ranks(session: Session) -> Ranks:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,8 +16,10 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_batch_on_this_cp_rank
 
+from k2_megatron.parallel.flat_shards import flat_shards
 from k2_megatron.parallel.topology import Topology
 from k2_megatron.train.batches import Batch
+from k2_megatron.train.offload import schedule_plan, travelling
 from k2_megatron.train.session import Session
 
 
@@ -39,25 +43,36 @@ def train_step(session: Session, batches: Sequence[Batch], step: int) -> StepOut
     Args:
         session: the run.
         batches: this data-parallel rank's micro-batches, tensors [b, s].
-        step: 1-based number of the step, which decides the learning rate.
+        step: 1-based number of the step, which decides the learning rate; of the session's phase.
     """
     for chunk in session.model.chunks:
         chunk.train()
         chunk.zero_grad_buffer()
     session.optimizer.zero_grad()
     losses = forward_backward(session, batches, forward_only=False)
-    session.schedule.num_steps = step
-    session.schedule.step(0)
+    rate = session.set_rates(step)
+    loss = _global_mean(losses, session)
+    if not math.isfinite(loss):
+        _spoil_gradients(session)
     result = session.optimizer.step()
     if not result.skipped:
         session.router_bias.update()
     return StepOutcome(
-        loss=_global_mean(losses, session),
+        loss=loss,
         grad_norm=result.grad_norm,
         skipped=result.skipped,
-        lr=session.schedule.get_lr({}),
+        lr=rate,
         metrics=result.metrics,
     )
+
+
+def _spoil_gradients(session: Session) -> None:
+    """Let a loss that is not finite skip the step although its gradient may be finite.
+
+    The norm carries it to all ranks, so that none updates alone even where only one saw the loss.
+    """
+    for shard in flat_shards(session.model.chunks):
+        shard.gradient.fill_(math.nan)
 
 
 @torch.no_grad()
@@ -81,15 +96,16 @@ def forward_backward(
     """
     chunks: list[Any] = session.model.chunks
     iterators = [iter(batches) for _ in chunks]
-    outputs = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, session),
-        data_iterator=iterators if len(chunks) > 1 else iterators[0],
-        model=chunks if len(chunks) > 1 else chunks[0],
-        num_microbatches=len(batches),
-        seq_length=session.config.schedule.seq_length,
-        micro_batch_size=session.config.schedule.micro_batch_size,
-        forward_only=forward_only,
-    )
+    with nullcontext() if forward_only else travelling(session, len(batches)):
+        outputs = get_forward_backward_func()(
+            forward_step_func=partial(_forward_step, session),
+            data_iterator=iterators if len(chunks) > 1 else iterators[0],
+            model=chunks if len(chunks) > 1 else chunks[0],
+            num_microbatches=len(batches),
+            seq_length=session.config.schedule.seq_length,
+            micro_batch_size=session.config.schedule.micro_batch_size,
+            forward_only=forward_only,
+        )
     return [output["loss"] for output in outputs]
 
 
@@ -110,6 +126,8 @@ def _forward_step(
     output = forward(
         batch.get("tokens"), batch.get("position_ids"), None, labels=batch.get("labels")
     )
+    if return_schedule_plan:
+        output = schedule_plan(session, output)
     return output, partial(token_loss, batch.get("loss_mask"))
 
 

@@ -8,23 +8,31 @@ This table is the contract; docs/tensorboard.md is rendered from it:
 
 import argparse
 import re
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from k2_megatron.parallel.muonclip.rules import KINDS as MUON_KINDS  # what `{kind}` stands for
+from k2_megatron.train import tags_page
 
 LOSS_TRAIN = "loss/train"
 LOSS_VALID = "loss/valid"
 LR = "optimizer/lr"
 GRAD_NORM = "optimizer/grad_norm"
 SKIPPED_STEP = "optimizer/skipped_step"
+SKIPPED_STEPS = "optimizer/skipped_steps"
+SKIPPED_IN_A_ROW = "optimizer/skipped_in_a_row"
 TOKENS_PER_SECOND = "throughput/tokens_per_second"
 TOKENS_PER_SECOND_PER_DEVICE = "throughput/tokens_per_second_per_device"
 STEP_SECONDS = "throughput/step_seconds"
 TFLOPS_PER_DEVICE = "throughput/tflops_per_device"
 CONSUMED_TOKENS = "progress/consumed_tokens"
+PHASE = "progress/phase"
 MEMORY_BYTES = "memory/max_allocated_bytes"
+OFFLOAD_SENT = "offload/sent_bytes"
+OFFLOAD_FETCHED = "offload/fetched_bytes"
+OFFLOAD_STAYED = "offload/stayed_bytes"
+OFFLOAD_WAIT = "offload/wait_seconds"
+OFFLOAD_HIGH_WATER = "offload/host_high_water_bytes"
 EXPERT_IMBALANCE = "moe/expert_imbalance/layer_{layer:03d}"
 EXPERT_IMBALANCE_MAX = "moe/expert_imbalance_max"
 EXPERT_BIAS_RANGE = "moe/expert_bias_range/layer_{layer:03d}"
@@ -37,6 +45,10 @@ MUON_UPDATE_RMS = "muon/update_rms/{kind}"
 MUON_SECONDS = "muon/seconds"
 MUON_BYTES = "muon/gather_bytes"
 MUON_TENSOR_BYTES = "muon/tensor_gather_bytes"
+STRAGGLER_MIN = "straggler/attention_seconds_min"
+STRAGGLER_MEDIAN = "straggler/attention_seconds_median"
+STRAGGLER_MAX = "straggler/attention_seconds_max"
+STRAGGLER_RANK = "straggler/slowest_rank"
 DEVICE_POWER = "device/power_watts"
 DEVICE_SM_CLOCK = "device/sm_clock_mhz"
 DEVICE_MEMORY_CLOCK = "device/memory_clock_mhz"
@@ -48,6 +60,7 @@ DEVICE_TEMPERATURE = "device/temperature_celsius"
 _PLACEHOLDERS = {"{layer:03d}": (r"\d{3,}", "NNN"), "{kind}": ("|".join(MUON_KINDS), "KIND")}
 _EVERY = "every logged step"
 _VALIDATED = "every step after which the validation loss was measured"
+_PHASED = "every logged step of a run with `schedule.phases`"
 _ROUTED = "every logged step of a model with MoE layers"
 _BIASED = "every logged step of a model with router biases"
 _MUON = "every logged step with `optimizer.type: muonclip`"
@@ -55,6 +68,8 @@ _UPDATED = "every logged step with `optimizer.type: muonclip`, unless it was ski
 _RECORDED = (
     "every logged step with `optimizer.type: muonclip` and `optimizer.qk_clip` clip or observe"
 )
+_COMPARED = "every logged step of several ranks, unless `logging.straggler_factor` is null"
+_OFFLOADED = "every logged step in which a memory policy names host memory"
 _GPU = "every logged step where NVML can read it from the GPU of the logging rank"
 
 
@@ -95,16 +110,31 @@ TABLE = (
     Tag(
         GRAD_NORM,
         "1",
-        "L2 norm of the whole gradient before clipping; inf or NaN where it overflowed",
+        "L2 norm of the whole gradient before clipping; inf or NaN where it overflowed, NaN where "
+        "the loss was not finite",
         _EVERY,
         ".grad_norm",
     ),
     Tag(
         SKIPPED_STEP,
         "0 or 1",
-        "1 where the gradient was not finite and the optimizer left the weights as they were",
+        "1 where loss or gradient was not finite and the optimizer left the weights as they were",
         _EVERY,
         ".skipped",
+    ),
+    Tag(
+        SKIPPED_STEPS,
+        "steps",
+        "such steps since the run began, logged or not",
+        _EVERY,
+        f'.extra["{SKIPPED_STEPS}"]',
+    ),
+    Tag(
+        SKIPPED_IN_A_ROW,
+        "steps",
+        "such steps in a row up to this one; `run.max_consecutive_skipped_steps` end the run",
+        _EVERY,
+        f'.extra["{SKIPPED_IN_A_ROW}"]',
     ),
     Tag(
         TOKENS_PER_SECOND,
@@ -142,11 +172,36 @@ TABLE = (
         ".consumed_tokens",
     ),
     Tag(
+        PHASE,
+        "1",
+        "number of the schedule's phase, from 1; its name is `.phase`",
+        _PHASED,
+        ".phase_number",
+    ),
+    Tag(
         MEMORY_BYTES,
         "bytes",
         "peak memory PyTorch had allocated on a GPU, the largest over the ranks",
         "every logged step on GPUs",
         ".memory_bytes",
+    ),
+    *(
+        Tag(name, unit, meaning, _OFFLOADED, f'.extra["{name}"]')
+        for name, unit, meaning in (
+            (OFFLOAD_SENT, "bytes", "activations sent to host memory, of the rank with most"),
+            (OFFLOAD_FETCHED, "bytes", "activations brought back, of the rank with most"),
+            (
+                OFFLOAD_STAYED,
+                "bytes",
+                "what was to travel and found no room, of the rank with most",
+            ),
+            (
+                OFFLOAD_WAIT,
+                "s",
+                "computation standing still for copies, of the rank with most; all copies on a CPU",
+            ),
+            (OFFLOAD_HIGH_WATER, "bytes", "host memory in use at once so far, on the fullest rank"),
+        )
     ),
     Tag(
         EXPERT_IMBALANCE,
@@ -237,6 +292,28 @@ TABLE = (
         _MUON,
         f'.extra["{MUON_TENSOR_BYTES}"]',
     ),
+    Tag(
+        STRAGGLER_MIN,
+        "s",
+        "median over the step's passes of one core attention's forward, on the fastest rank",
+        _COMPARED,
+        f'.extra["{STRAGGLER_MIN}"]',
+    ),
+    Tag(
+        STRAGGLER_MEDIAN,
+        "s",
+        "the same on the median rank",
+        _COMPARED,
+        f'.extra["{STRAGGLER_MEDIAN}"]',
+    ),
+    Tag(
+        STRAGGLER_MAX,
+        "s",
+        "the same on the slowest rank",
+        _COMPARED,
+        f'.extra["{STRAGGLER_MAX}"]',
+    ),
+    Tag(STRAGGLER_RANK, "rank", "which rank that is", _COMPARED, f'.extra["{STRAGGLER_RANK}"]'),
     Tag(DEVICE_POWER, "W", "power drawn by the board", _GPU, f'.extra["{DEVICE_POWER}"]'),
     Tag(DEVICE_SM_CLOCK, "MHz", "clock of the SMs", _GPU, f'.extra["{DEVICE_SM_CLOCK}"]'),
     Tag(
@@ -269,59 +346,6 @@ TABLE = (
     ),
 )
 
-_KINDS = textwrap.fill(
-    "`KIND` is a class of matrices that Muon updates: "
-    + ", ".join(f"`{kind}`" for kind in MUON_KINDS)
-    + ".",
-    100,
-)
-
-_INTRODUCTION = f"""\
-<!-- Written by `python -m k2_megatron.train.tags --write docs/tensorboard.md`; do not edit. -->
-
-# What a run writes to TensorBoard
-
-    .venv/bin/tensorboard --logdir runs
-
-reads `runs/<run.name>/tensorboard/`. The x axis is the step, counted from 1, with one exception:
-step 0 of `loss/valid` is the loss before training. One rank writes. The last column is where the
-same number is in a line of `runs/<run.name>/metrics.jsonl`, in jq's notation; a key is absent where
-nothing was measured. `NNN` is a layer's index over the whole model, counted from 0, with at least
-three digits; `LAYER` is the same index without leading zeros.
-
-{_KINDS}
-
-| tag | unit | meaning | written | in metrics.jsonl |
-| --- | --- | --- | --- | --- |
-"""
-
-_NOTES = """
-## Model TFLOP/s per device
-
-    tflops_per_device = model_flops / (step_seconds * world_size * 1e12)
-
-`model_flops` is also in metrics.jsonl: the floating-point operations the model itself needs for
-one forward and one backward pass over the step's tokens. Work that a memory policy adds, such as
-recomputing activations, and the optimizer's own arithmetic are not counted: two memory policies
-with the same number train at the same speed.
-
-## The loss before training
-
-With `logging.valid_every_steps` a new run measures `loss/valid` before its first step too. It is
-written here at step 0 and printed (`before training: valid ...`). metrics.jsonl and curves.png have
-one object and one point for a trained step, and so do not have it.
-
-## After a resume
-
-The writer marks the step it continues from, and TensorBoard hides what an earlier process wrote
-past that step. In metrics.jsonl those lines are removed. Every step is there once.
-
-## Numbers that are not finite
-
-TensorBoard takes them as they are. JSON has no such numbers: metrics.jsonl holds the strings
-`"NaN"`, `"Infinity"` and `"-Infinity"`, which Python's `float()` reads back.
-"""
-
 
 def is_documented(tag: str) -> bool:
     """Return whether the table has a row for `tag`."""
@@ -334,7 +358,7 @@ def render_markdown() -> str:
         f"| `{_on_the_page(row.name)}` | {row.unit} | {row.meaning} | {row.when} | `{row.key}` |\n"
         for row in TABLE
     )
-    return _INTRODUCTION + "".join(rows) + _NOTES
+    return tags_page.INTRODUCTION + "".join(rows) + tags_page.NOTES
 
 
 def _on_the_page(name: str) -> str:

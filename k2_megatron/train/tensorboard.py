@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from k2_megatron.train import tags
 from k2_megatron.train.callbacks import Callback
+from k2_megatron.train.layout import custom_scalars
 from k2_megatron.train.metrics import StepRecord, scalars
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class TensorBoardWriter(Callback):
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._writer = SummaryWriter(str(self._folder), purge_step=resumed_step + 1)
+        self._writer.add_custom_scalars(custom_scalars())
 
     def on_step_end(self, record: StepRecord) -> None:
         """Write the scalars of the step; values are stored as fp32."""
@@ -41,6 +43,11 @@ class TensorBoardWriter(Callback):
         assert self._writer is not None, "on_train_start opens the writer"
         if step == 0:
             self._writer.add_scalar(tags.LOSS_VALID, valid_loss, 0)
+
+    def on_rollback(self, step: int) -> None:
+        """Open another event file that hides what came after `step`."""
+        self.close()
+        self.on_train_start(step)
 
     def on_train_end(self) -> None:
         """Put everything on disk."""

@@ -4,56 +4,31 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from k2_megatron.checkpoint.folder import Saved
 from k2_megatron.config.config import Config
-from k2_megatron.config.resolve import resolve_world
-from k2_megatron.launch.agreement import agree
+from k2_megatron.config.memory import MemoryConfig
+from k2_megatron.launch.agreement import agree, from_first_rank
 from k2_megatron.launch.preflight import check_run_folder
 from k2_megatron.launch.process_group import process_group
 from k2_megatron.launch.ranks import RankInfo
 from k2_megatron.launch.signals import StopSignals
+from k2_megatron.planner.text import policy_table
 from k2_megatron.platform.base import Platform
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.batches import Text, check_text, verify_text
 from k2_megatron.train.callbacks import Callback, CallbackList
 from k2_megatron.train.curves import CurvesWriter
 from k2_megatron.train.device_monitor import DeviceMonitor
+from k2_megatron.train.events import read_events
 from k2_megatron.train.garbage import GarbageCollection
+from k2_megatron.train.guards.guards import Guards
 from k2_megatron.train.jsonl import JsonlWriter
-from k2_megatron.train.measurement import largest_memory, measure_step
-from k2_megatron.train.memory_check import MEASURED_AFTER_STEPS, MemoryCheck, check_memory
+from k2_megatron.train.loop import Loop, Run, last_step
+from k2_megatron.train.phases import check_phases, phase_to_build
 from k2_megatron.train.progress import ProgressPrinter
 from k2_megatron.train.session import Session, build_session
-from k2_megatron.train.state import SessionSaver, resume_session
-from k2_megatron.train.step import evaluate, train_step
+from k2_megatron.train.state import resume_session
 from k2_megatron.train.tensorboard import TensorBoardWriter
-
-DONE = 0
-STOPPED = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A session with its text, its folder and those who watch it.
-
-    Attributes:
-        data_order: fingerprint of the order of the samples, kept in every checkpoint.
-        memory: what the planner expects it to take.
-        say: prints on rank 0, nothing elsewhere.
-    """
-
-    session: Session
-    text: Text
-    folder: RunFolder
-    data_order: str
-    memory: MemoryCheck
-    callbacks: CallbackList
-    stop_signals: StopSignals
-    say: Callable[[str], None]
+from k2_megatron.train.trace import check_traces
 
 
 def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: StopSignals) -> int:
@@ -66,28 +41,29 @@ def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: Sto
         stop_signals: listens since the process began.
 
     Returns:
-        0 when the last step is done, 3 when a signal stopped the run and a checkpoint is saved.
+        0 when the last step is done, 3 when a checkpoint is saved and the same command goes on:
+        after a signal, or where the next phase needs other processes.
 
     Raises:
         UserError: the data, a checkpoint, the platform, its memory or the number of processes does
             not fit.
     """
-    resolve_world(config, ranks.world_size)
-    platform.check(config)
-    memory = check_memory(config, platform, ranks.world_size)
+    checked = check_phases(config, platform, ranks.world_size)
+    check_traces(config, ranks.world_size)
     data_order = check_text(config)
     folder = check_run_folder(config)  # before any rank can have saved
     with process_group(platform, ranks, timeout_seconds=config.run.distributed_timeout_seconds):
         if ranks.rank == 0:
             print(platform.describe())
         agree(lambda: verify_text(config) if ranks.rank == 0 else None)
-        session = build_session(config, platform, ranks.world_size)
+        phase = phase_to_build(checked.phases, folder)
+        session = build_session(checked.config, platform, ranks.world_size, checked.phases, phase)
         run = Run(
             session=session,
             text=Text(session),
             folder=folder,
             data_order=data_order,
-            memory=memory,
+            memory=checked.memory[phase.index],
             callbacks=CallbackList(_callbacks(session, folder), writes=ranks.rank == 0),
             stop_signals=stop_signals,
             say=print if ranks.rank == 0 else _quiet,
@@ -100,6 +76,8 @@ def _train(run: Run) -> int:
     session, say = run.session, run.say
     say(f"layout: {session.topology}, {session.sizes.num_microbatches} micro-batches a step")
     say(session.optimizer.describe())
+    if session.config.memory != MemoryConfig():
+        say(f"memory policy:\n{policy_table(run.memory.plan.job)}")
     lock = agree(lambda: run.folder.claim() if session.topology.rank == 0 else None)
     try:
         return _train_alone(run)
@@ -120,11 +98,14 @@ def _train_alone(run: Run) -> int:
     for note in resumed.notes:
         say(note)
     if session.topology.rank == 0:
-        run.folder.start(session.config)
+        run.folder.start(session.run_config)
+    starts = from_first_rank(lambda: _starts(run.folder))
+    guards = Guards.of(session, run.folder, resumed.guards, start=starts + 1)
+    guards.events.start(step=start, world_size=session.topology.world_size)
     try:
         agree(lambda: run.callbacks.on_train_start(start))
         with GarbageCollection() as garbage:
-            code = _loop(run, start, garbage)
+            code = Loop(run, guards, garbage).train(start)
         run.callbacks.on_train_end()
     finally:
         run.callbacks.close()
@@ -140,81 +121,21 @@ def _tell_where_the_curves_are(run: Run) -> None:
         run.say(f"picture: {run.folder.curves}")
 
 
-def _loop(run: Run, start: int, garbage: GarbageCollection) -> int:
-    """Step, evaluate, report and save until the last step or a signal."""
-    session, config = run.session, run.session.config
-    last = _last_step(config)
-    if start >= last:
-        run.say(f"nothing to do: step {start} is done, and the run ends after step {last}")
-        return DONE
-    if start == 0 and config.logging.valid_every_steps is not None:
-        run.callbacks.on_valid(0, evaluate(session, run.text.valid()))
-    batches = run.text.train(start + 1)
-    saver = SessionSaver(session, run.folder, run.data_order)
-    for step in range(start + 1, last + 1):
-        began = time.perf_counter()
-        outcome = train_step(session, next(batches), step)
-        seconds = time.perf_counter() - began
-        valid_loss = None
-        if _is_due(step, config.logging.valid_every_steps, last):
-            valid_loss = evaluate(session, run.text.valid())
-            run.callbacks.on_valid(step, valid_loss)
-        if valid_loss is not None or _is_due(step, config.logging.log_every_steps, last):
-            run.callbacks.on_step_end(measure_step(session, step, outcome, seconds, valid_loss))
-        if step == start + MEASURED_AFTER_STEPS:
-            found = run.memory.compare(largest_memory(session))
-            if found is not None:
-                run.say(found)
-        stopped = run.stop_signals.agreed(session.platform.device)
-        if stopped or _save_is_due(config, step, last):
-            _tell_warnings(run, saver.save(step))
-        else:
-            _tell_warnings(run, saver.advance())
-        if stopped and step < last:
-            _tell_warnings(run, saver.finish())
-            run.say(f"stopped by {stopped} after step {step}; the checkpoint is saved")
-            return STOPPED
-        garbage.after(step)
-    _tell_warnings(run, saver.finish())
-    kept = run.folder.checkpoints if config.checkpoint.save_at_end else "not saved"
-    run.say(f"step {last} of {config.schedule.train_steps} is done: {kept}")
-    return DONE
-
-
-def _tell_warnings(run: Run, saved: list[Saved]) -> None:
-    """What could not be removed when checkpoints got their names."""
-    for one in saved:
-        for warning in one.warnings:
-            run.say(f"warning: {warning}")
-
-
-def _last_step(config: Config) -> int:
-    """The step after which this run ends."""
-    return config.run.stop_after_step or config.schedule.train_steps
-
-
-def _is_due(step: int, every: int | None, last: int) -> bool:
-    """Whether something periodic happens after `step`; it always does after the last one."""
-    return step == last or (every is not None and step % every == 0)
-
-
-def _save_is_due(config: Config, step: int, last: int) -> bool:
-    """Whether a checkpoint follows `step`."""
-    if step == last:
-        return config.checkpoint.save_at_end
-    return _is_due(step, config.checkpoint.save_every_steps, last)
-
-
 def _callbacks(session: Session, folder: RunFolder) -> list[Callback]:
     """The watchers of the loop, in the order in which they are called."""
     found: list[Callback] = [
         DeviceMonitor(session.platform.device_uuid()),
-        ProgressPrinter(_last_step(session.config)),
+        ProgressPrinter(last_step(session.config)),
         JsonlWriter(folder.path),
     ]
     if session.config.logging.tensorboard:
         found.append(TensorBoardWriter(folder.path))
     return [*found, CurvesWriter(folder.path)]
+
+
+def _starts(folder: RunFolder) -> int:
+    """How often the run has been started before."""
+    return sum(event["event"] == "start" for event in read_events(folder.path))
 
 
 def _quiet(text: str) -> None:

@@ -125,3 +125,36 @@ def test_a_failure_is_the_error_of_the_next_step_on_every_rank(folder, two_ranks
     assert [path.name for path in find(folder)] == ["step_00000001", "step_00000003"]
     for path in find(folder):
         assert torch.equal(load_matrix(path), matrix_of(int(path.name[-1])).flatten())
+
+
+def test_waiting_for_a_disk_asks_again_and_again(folder, two_ranks):
+    """A rank that has written must not wait in one collective for another's disk."""
+
+    def task(rank):
+        released = _hold_back("rank_00001.bin")
+        saving = saver(folder, rank, WORLD_SIZE, asynchronous=True)
+        _start(saving, rank, 1)
+        told = []
+
+        def waiting():
+            told.append(len(find(folder)))
+            released.set()
+
+        return [one.path.name for one in saving.finish(waiting)], told
+
+    for names, told in two_ranks(task):
+        assert names == ["step_00000001"]
+        assert told and told[0] == 0  # while the held back rank could not yet have written
+
+
+def test_second_save_has_the_index_of_the_first(folder, two_ranks):
+    """It is encoded once a process."""
+
+    def task(rank):
+        saving = saver(folder, rank, WORLD_SIZE)
+        for step in (1, 2):
+            _start(saving, rank, step)
+
+    two_ranks(task)
+    first, second = (path / "index.json" for path in find(folder))
+    assert first.read_bytes() == second.read_bytes()

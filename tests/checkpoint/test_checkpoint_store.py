@@ -21,7 +21,7 @@ from checkpoint_helpers import (
     save_step,
 )
 
-from k2_megatron.checkpoint.folder import find, latest
+from k2_megatron.checkpoint.folder import find, latest, list_steps, remove_from, step_path
 from k2_megatron.checkpoint.manifest import read_manifest, write_manifest
 from k2_megatron.checkpoint.rank_file import read_rank_file
 from k2_megatron.checkpoint.ranks import Ranks
@@ -295,6 +295,30 @@ def test_keep_last_never_removes_the_one_just_saved(folder):
     assert report.path.is_dir()
     assert [path.name for path in find(folder)] == ["step_00000005", "step_00000009"]
     assert (folder / "latest").read_text() == "step_00000005\n"
+
+
+def test_damaged_checkpoints_are_not_among_the_last_that_are_kept(folder):
+    """They were: two damaged ones and keep_last 2 left nothing whole but the newest."""
+    for step in (1, 2, 3, 4):
+        save_step(folder, step, 0, 1)
+    for step in (3, 4):
+        (step_path(folder, step) / "rank_00000.bin").unlink()
+    save_step(folder, 5, 0, 1, keep_last=2)
+    assert [path.name[-1] for path in find(folder)] == ["2", "5"]
+    save_step(folder, 6, 0, 1, keep_last=2)
+    assert [path.name[-1] for path in list_steps(folder).values()] == ["5", "6"]
+
+
+def test_later_checkpoints_are_removed_and_latest_names_the_one_before(folder):
+    for step in (1, 2, 3, 4):
+        save_step(folder, step, 0, 1)
+    (step_path(folder, 2) / "rank_00000.bin").unlink()
+    removed, warnings = remove_from(folder, 3)
+    assert [path.name[-1] for path in removed] == ["4", "3"] and warnings == ()
+    assert (folder / "latest").read_text() == "step_00000001\n"
+    assert list(list_steps(folder)) == [1, 2]
+    remove_from(folder, 1)
+    assert list(folder.iterdir()) == []
 
 
 def test_keep_last_below_one_is_refused(folder):

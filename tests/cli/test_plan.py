@@ -9,6 +9,7 @@ import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -43,6 +44,7 @@ def test_tables_fit_a_terminal(folder):
         "48.5 PFLOP a step, 0.35 % of the model's",
         "layers.*.experts.*.gate            23040   muon",
         "An estimate, good to some 25 %",
+        "14    56-58         3  170.3        75 %",
     ):
         assert text in done.out
     assert max(map(len, done.out.splitlines())) <= 100
@@ -52,7 +54,7 @@ def test_sizes_are_compared(folder):
     done = k2(folder, "plan", "k2.yaml", "--gpus", "256,512,1024,2048", "--gpu", "H800")
     assert (done.code, done.err) == (0, "")
     assert re.search(r"GPUs +256 +512 +1024 +2048\n", done.out)
-    assert re.search(r"optimizer state, GiB +31\.8 +15\.9 +7\.94 +3\.97\n", done.out)
+    assert re.search(r"optimizer state, GiB +31\.8 +15\.9 +7\.94 +3\.14\n", done.out)
 
 
 def test_json_has_everything(folder):
@@ -87,13 +89,46 @@ def test_page_stands_alone(folder):
     assert "url(" not in text and text.count("rank 15") >= 2
 
 
+def test_schedule_is_drawn(folder):
+    """Every rank's row; each forward and backward of what is shown; overlap and delay in words."""
+    options = (
+        "--gpus=64",
+        "--set=parallel.pipeline_model_parallel_size=4",
+        "--set=parallel.virtual_pipeline_model_parallel_size=2",
+        "--set=parallel.overlap_moe_expert_parallel_comm=true",
+        "--set=parallel.delay_wgrad_compute=true",
+    )
+    done = k2(folder, "plan", "k2.yaml", *options, "--schedule", "out.svg")
+    assert (done.code, done.err) == (0, "") and "schedule: out.svg" in done.out
+    root = ElementTree.parse(folder / "out.svg").getroot()
+    texts = [node.text or "" for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    titles = [node.text or "" for node in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert [text for text in texts if text.startswith("rank ")] == [f"rank {i}" for i in range(4)]
+    micro_batches, chunks, ranks = 12, 2, 4
+    for kind in ("forward", "backward"):
+        drawn = [title for title in titles if title.startswith(f"{kind} of micro-batch")]
+        assert len(drawn) == micro_batches * chunks * ranks
+    width, height = (float(one) for one in root.attrib["viewBox"].split()[2:])
+    for box in root.iter("{http://www.w3.org/2000/svg}rect"):
+        if "x" in box.attrib:
+            assert float(box.attrib["x"]) + float(box.attrib["width"]) <= width
+            assert float(box.attrib["y"]) + float(box.attrib["height"]) <= height
+    words = " ".join(texts)
+    for part in ("one more warm-up forward", "weight gradients delayed", "Bubble: ", "EP-D(F)"):
+        assert part in words
+
+
 def test_fit_ranks_layouts_of_a_small_model(place):
-    done = k2(place, "plan", "tiny.yaml", "--gpus", "4", "--fit", "--json")
+    sizes = ("--set", "model.num_layers=4", "--set", "schedule.global_batch_size=16")
+    done = k2(place, "plan", "tiny.yaml", "--gpus", "4", "--fit", "--json", *sizes)
     found = json.loads(done.out)
     seconds = [one["step_seconds"] for one in found["fitting"]]
     assert seconds == sorted(seconds) and len(seconds) > 8
-    assert {one["memory_preset"] for one in found["fitting"] if one["trainable"]} == {"none"}
+    presets = {one["memory_preset"] for one in found["fitting"]}
+    assert presets == {"none", "k2", "k2-lean", "k2-full"}
     for one in found["fitting"]:
+        if one["memory_preset"] == "k2-full":
+            assert one["host_bytes_per_node"] > 0
         assert one["tensor"] * one["context"] * one["pipeline"] * one["data"] == 4
 
 
@@ -114,9 +149,12 @@ def test_fit_says_how_near_the_nearest_is(folder):
         (["--fit"], "--fit needs one number of GPUs: --gpus N"),
         (["--fit", "--gpus", "256,512"], "--fit needs one number of GPUs: --gpus N"),
         (["--fit", "--gpus", "256", "--html", "x"], "--fit has no --html"),
+        (["--fit", "--gpus", "256", "--schedule", "x"], "--fit has no --schedule"),
         (["--gpus", "256,512", "--html", "x"], "--html shows one number of GPUs"),
+        (["--gpus", "256,512", "--schedule", "x"], "--schedule shows one number of GPUs"),
+        (["--schedule", "nowhere/x.svg"], "--schedule nowhere/x.svg: No such file or directory"),
         (["--html", "nowhere/x.html"], "--html nowhere/x.html: No such file or directory"),
-        (["--set", "memory.preset=k2-full"], "memory.preset"),
+        (["--set", "memory.preset=k2-all"], "memory.preset"),
     ],
 )
 def test_mistakes_are_told(folder, arguments, text):

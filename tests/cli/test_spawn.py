@@ -196,3 +196,39 @@ def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
         done = run.done()
     assert done.code == 0
     assert [(tmp_path / f"noted{rank}").read_text() for rank in range(2)] == ["0", "0"]
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+from k2_megatron.launch.spawn import spawn
+again = lambda: print("asked", flush=True) or len(list(Path().glob("start*"))) < 3
+sys.exit(spawn([sys.executable, "-c", sys.argv[1]], 1, Path("logs"), again))
+"""
+
+
+def test_ranks_are_started_anew_for_as_long_as_asked(tmp_path):
+    """A phase that needs other processes: the ranks end with 3, and nobody has sent a signal."""
+    code = """
+from pathlib import Path
+starts = len(list(Path().glob("start*")))
+Path(f"start{starts}").touch()
+print("start", starts)
+sys.exit(3)
+"""
+    with running_command(tmp_path, [sys.executable, "-c", AGAIN, RANK + code]) as run:
+        done = run.done()
+    assert (done.code, done.err) == (3, "")
+    assert done.out == "start 0\nasked\nstart 1\nasked\nstart 2\nasked\n"
+
+
+def test_ranks_that_a_signal_stopped_are_not_started_anew(tmp_path):
+    command = [sys.executable, "-c", AGAIN, RANK + LISTENING + UNTIL_STOPPED]
+    with running_command(tmp_path, command) as run:
+        while not (tmp_path / "listening0").exists():
+            assert run.process.poll() is None
+            time.sleep(0.01)
+        run.process.send_signal(signal.SIGTERM)
+        done = run.done()
+    assert (done.code, done.out) == (3, "listening 0\n")
+    assert (tmp_path / "saved0").read_text() == "SIGTERM"

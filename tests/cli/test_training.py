@@ -23,7 +23,9 @@ def metrics(run: Path) -> list[dict[str, object]]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     objects = [json.loads(line, parse_float=str) for line in lines]
     for line in objects:
-        line.get("extra", {}).pop("muon/seconds", None)
+        extra = line.get("extra", {})
+        for key in [key for key in extra if key == "muon/seconds" or key.startswith("straggler/")]:
+            del extra[key]
     return [{key: value for key, value in line.items() if key not in TIMES} for line in objects]
 
 

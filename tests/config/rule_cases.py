@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """(rule, overrides that break it, what is said) for every cross-field rule; keys in short form."""
 
+from rule_cases_memory import MEMORY_CASES
+
 CASES = [
     (
         "refuse_odd_rotary_size",
@@ -127,13 +129,17 @@ CASES = [
         "refuse_more_stages_than_layers",
         ["PP=5"],
         "given 5 with VPP null (default), model.num_layers 4 (preset k2-tiny), LAYOUT null "
-        "(default); allowed: at most 4 with 1 chunks each; every stage has at least one layer",
+        "(default); allowed: fewer stages, or an explicit layout; 5 ranks x 1 chunks are too many "
+        "stages for 4 layers: every rank and every further row of chunks needs one; nearest that "
+        "fit: 4 ranks x 1 chunk",
     ),
     (
         "refuse_more_stages_than_layers",
         ["PP=4", "VPP=2"],
         "given 4 with VPP 2 (=VPP), model.num_layers 4 (preset k2-tiny), LAYOUT null "
-        "(default); allowed: at most 2 with 2 chunks each; every stage has at least one layer",
+        "(default); allowed: fewer stages, or an explicit layout; 4 ranks x 2 chunks are too many "
+        "stages for 4 layers: every rank and every further row of chunks needs one; nearest that "
+        "fit: 3 ranks x 2 chunks, or 4 ranks x 1 chunk",
     ),
     (
         "refuse_layout_without_a_pipeline",
@@ -286,6 +292,26 @@ CASES = [
         "keep_last null keeps all",
     ),
     (
+        "refuse_hangs_found_after_the_timeout",
+        ["run.hang_timeout_seconds=600"],
+        "given 600.0 with run.distributed_timeout_seconds 600.0 (default); allowed: a number < "
+        "600, or null; a collective would end the rank before its stacks are written",
+    ),
+    (
+        "refuse_rollbacks_to_nothing",
+        ["run.loss_spike_factor=6", "checkpoint.save_every_steps=null"],
+        "given 6.0 with checkpoint.save_every_steps null (=checkpoint.save_every_steps); allowed: "
+        "null, or checkpoints every so many steps; there would be nothing to go back to",
+    ),
+    (
+        "refuse_rollbacks_to_what_is_removed",
+        ["checkpoint.keep_last=2", "run.loss_spike_factor=6", "checkpoint.save_every_steps=2"],
+        "given 2 with run.loss_spike_factor 6.0 (=run.loss_spike_factor), run.loss_spike_steps 3 "
+        "(default), checkpoint.save_every_steps 2 (=checkpoint.save_every_steps); allowed: at "
+        "least 3, or null; a spike is known after its last step, and a checkpoint from before it "
+        "must be left",
+    ),
+    (
         "refuse_cpu_job_without_tasks",
         ["cluster.tasks_per_node=null", "cluster.nodes=1", "cluster.gpus_per_node=0"],
         "given null with cluster.gpus_per_node 0 (=cluster.gpus_per_node); allowed: an integer "
@@ -341,5 +367,23 @@ CASES = [
         ["run.folder=a%b", "cluster.nodes=1"],
         "given a%b with cluster.nodes 1 (=cluster.nodes); allowed: a path without % and \\; SLURM "
         "gives them a meaning of its own in the path of a log",
+    ),
+    *MEMORY_CASES,
+    (
+        "refuse_ranges_that_run_backwards",
+        ["logging.trace_steps='5-3'"],
+        "given 5-3; allowed: ranges that run upwards; a range ends before it begins",
+    ),
+    (
+        "refuse_traces_of_steps_that_never_come",
+        ["logging.trace_steps='3, 0-1'", "run.stop_after_step=4"],
+        "given 3, 0-1 with run.stop_after_step 4 (=run.stop_after_step); allowed: steps from 1 to "
+        "4; others never come",
+    ),
+    (
+        "refuse_more_traces_than_anyone_reads",
+        ["logging.trace_steps='1-5'", "logging.trace_ranks='0-999999999999'"],
+        "given 1-5 with logging.trace_ranks 0-999999999999 (=logging.trace_ranks); allowed: at "
+        "most 64 traces, steps times ranks; these are 5000000000000, of megabytes each",
     ),
 ]

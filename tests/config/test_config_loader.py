@@ -158,7 +158,10 @@ def test_unknown_and_repeated_keys_and_sections(tmp_path):
         "run, model, parallel, precision, optimizer, schedule, data, memory, checkpoint, logging, "
         "cluster"
     )
-    logging = "log_every_steps, valid_every_steps, valid_steps, tensorboard"
+    logging = (
+        "log_every_steps, valid_every_steps, valid_steps, tensorboard, trace_steps, trace_ranks, "
+        "straggler_factor, straggler_reports"
+    )
     found = problems(tmp_path, text=text)
     (zzz,) = [line for line in found if "zzz" in line]
     assert zzz.startswith("c.yaml:3: model.zzz: unknown key; allowed: preset, num_layers, ")

@@ -14,7 +14,11 @@ from k2_megatron.config.reference import reference_page
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 KEYS = {
-    "run": "name folder seed stop_after_step distributed_timeout_seconds",
+    "run": (
+        "name folder seed stop_after_step distributed_timeout_seconds hang_timeout_seconds "
+        "max_consecutive_skipped_steps loss_spike_factor loss_spike_steps loss_spike_window "
+        "max_rollbacks"
+    ),
     "model": (
         "preset num_layers hidden_size num_attention_heads q_lora_rank kv_lora_rank "
         "qk_head_dim qk_pos_emb_head_dim v_head_dim ffn_hidden_size first_k_dense_replace "
@@ -42,12 +46,17 @@ KEYS = {
     ),
     "schedule": (
         "train_steps seq_length micro_batch_size global_batch_size lr min_lr "
-        "lr_warmup_steps lr_decay_style lr_wsd_decay_steps"
+        "lr_warmup_steps lr_decay_style lr_wsd_decay_steps phases"
     ),
     "data": "corpora valid_fraction cache_folder num_workers",
-    "memory": "preset",
-    "checkpoint": "save_every_steps save_at_end keep_last keep_every_steps async_save resume",
-    "logging": "log_every_steps valid_every_steps valid_steps tensorboard",
+    "memory": "preset host_budget host_headroom tensors",
+    "checkpoint": (
+        "save_every_steps save_at_end keep_last keep_every_steps async_save resume max_failed_saves"
+    ),
+    "logging": (
+        "log_every_steps valid_every_steps valid_steps tensorboard trace_steps trace_ranks "
+        "straggler_factor straggler_reports"
+    ),
     "cluster": (
         "nodes gpus_per_node gpu_type tasks_per_node cpus_per_task exclusive partition account qos "
         "constraint time_limit save_before_limit_seconds requeue venv container container_runtime "
@@ -62,6 +71,8 @@ def test_keys_are_those_that_users_rely_on():
     assert found == KEYS
     item = keys_of(sections()["data"])["corpora"].item
     assert item is not None and list(keys_of(item)) == ["path", "weight"]
+    item = keys_of(sections()["memory"])["tensors"].item
+    assert item is not None and list(keys_of(item)) == ["tensors", "policy", "layers", "stages"]
     item = keys_of(sections()["cluster"])["environment"].item
     assert item is not None and list(keys_of(item)) == ["name", "value"]
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from config_helpers import TINY, load, problems
+from phase_cases import PHASE_CASES
 from rule_cases import CASES
 
 from k2_megatron.config.rules import RULES
@@ -19,6 +20,7 @@ SHORT = {
     "LAYOUT": "parallel.pipeline_model_parallel_layout",
     "CP": "parallel.context_parallel_size",
     "EP": "parallel.expert_model_parallel_size",
+    "OVERLAP": "parallel.overlap_moe_expert_parallel_comm",
     "ETP": "parallel.expert_tensor_parallel_size",
     "GROUPS": "model.moe_router_num_groups",
     "DENSE": "model.first_k_dense_replace",
@@ -52,7 +54,8 @@ def test_refused(tmp_path, rule, overrides, message):
 
 
 def test_every_rule_has_a_case():
-    assert {rule.__name__ for rule in RULES} == {rule for rule, _, _ in CASES}
+    cases = {rule for rule, _, _ in (*CASES, *PHASE_CASES)}
+    assert {rule.__name__ for rule in RULES} == cases
 
 
 ALLOWED = [
@@ -83,6 +86,12 @@ ALLOWED = [
     ["cluster.nodes=4", "cluster.gpus_per_node=0", "cluster.tasks_per_node=2"],
     ["checkpoint.resume=never", "cluster.nodes=1", "cluster.requeue=false"],
     ["run.folder=a%b"],
+    ["memory.preset=k2", "memory.tensors=[{tensors: 'expert_output', policy: recompute}]"],
+    ["memory.preset=k2-full", "PP=2", "VPP=2", "memory.host_budget=100%, 1.5GiB"],
+    ["memory.tensors=[{tensors: mlp_input, policy: host}]", "PP=3", "LAYOUT=Et|t|ttL"],
+    ["memory.preset=k2-full"],
+    ["memory.preset=k2-full", "PP=2", "LAYOUT=Et|tttL"],
+    ["memory.preset=k2", "memory.tensors=[{tensors: 'expert_input', policy: keep, layers: '1,3'}]"],
 ]
 
 
@@ -156,6 +165,21 @@ NO_EFFECT = [
         "DENSE 4 (=DENSE)",
         "every layer is dense",
     ),
+    *[
+        (
+            f"run.{given}",
+            [],
+            "run.loss_spike_factor null (default)",
+            "without it no spike is looked for",
+        )
+        for given in ("loss_spike_steps=2", "loss_spike_window=50", "max_rollbacks=1")
+    ],
+    (
+        "logging.straggler_reports=3",
+        ["logging.straggler_factor=null"],
+        "logging.straggler_factor null (=logging.straggler_factor)",
+        "without it ranks are not compared",
+    ),
     ("model.ffn_hidden_size=384", ["DENSE=0"], "DENSE 0 (=DENSE)", "no layer is dense"),
     (
         "model.mtp_loss_scaling_factor=0.2",
@@ -194,6 +218,27 @@ NO_EFFECT = [
         )
         for given in ("container_runtime=pyxis", "container_mounts=/data:/data")
     ],
+    *[
+        (
+            f"memory.{given}",
+            ["memory.preset=k2"],
+            "memory.preset k2 (=memory.preset)",
+            "no activation is in host memory",
+        )
+        for given in ("host_budget=50%", "host_headroom=2.0")
+    ],
+    (
+        "memory.host_headroom=2.0",
+        ["memory.preset=k2-full", "PP=4"],
+        "parallel.expert_model_parallel_size 1 (default)",
+        "every rank has all tokens of its experts",
+    ),
+    (
+        "logging.trace_ranks=1-2",
+        [],
+        "logging.trace_steps null (default)",
+        "no step is traced",
+    ),
     (
         "schedule.lr_wsd_decay_steps=5",
         ["schedule.lr_decay_style=cosine"],
@@ -234,7 +279,9 @@ def test_places_in_the_file(tmp_path):
         "c.yaml:13: parallel.pipeline_model_parallel_size: given 4 with "
         "parallel.virtual_pipeline_model_parallel_size 2 (c.yaml:14), model.num_layers 4 "
         "(preset k2-tiny), parallel.pipeline_model_parallel_layout null (default); "
-        "allowed: at most 2 with 2 chunks each; every stage has at least one layer"
+        "allowed: fewer stages, or an explicit layout; 4 ranks x 2 chunks are too many stages for "
+        "4 layers: every rank and every further row of chunks needs one; nearest that fit: 3 ranks "
+        "x 2 chunks, or 4 ranks x 1 chunk"
     ]
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from k2_megatron.checkpoint.data_file import matrix_name
 from k2_megatron.checkpoint.weights import read_weight, weight_shapes, write_weights
+from k2_megatron.data.request import DataOrder
 from k2_megatron.errors import CheckpointError
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.holdings import run_holdings, run_matrices
@@ -23,7 +24,7 @@ from k2_megatron.train.state import SessionSaver, resume_session
 from tests.distributed.canonical import Rectangle
 from tests.distributed.jobs import build, parameters, steps
 
-ORDER = "the data order"
+ORDER = DataOrder(((0, DataOrder(((0, "the data order"),))),))
 
 
 def held(session: Session) -> dict[str, Any]:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ from k2_megatron.parallel.optimizer import StepResult
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.resolve import resolve
+from k2_megatron.data.request import DataOrder
 from k2_megatron.errors import DataError, UserError
 from k2_megatron.launch.agreement import agree
-from k2_megatron.model import build as build_module
 from k2_megatron.model.build import Model
 from k2_megatron.platform.select import current_platform
 from k2_megatron.run_folder import RunFolder
@@ -143,9 +142,9 @@ def train_and_save(
     session = build(config_path, overrides)
     folder = RunFolder.of(session.config)
     if first > 1:
-        resumed = resume_session(session, folder, "the data order")
+        resumed = resume_session(session, folder, DataOrder(((0, "the data order"),)))
         assert (resumed.step, resumed.warnings) == (first - 1, ())
-    saver = SessionSaver(session, folder, "the data order")
+    saver = SessionSaver(session, folder, DataOrder(((0, "the data order"),)))
     outcomes = []
     for step in range(first, last + 1):
         outcomes += steps(session, step, step)
@@ -207,23 +206,6 @@ def train_with_evaluation(
         "loads": session.router_bias.loads(),
         "biases": router_biases(session),
     }
-
-
-def train_recomputing(modules: list[str], **kwargs: Any) -> dict[str, Any]:
-    """`train` with megatron-core's own selective recomputation of the named modules."""
-    if not modules:
-        return train(**kwargs)
-    make = build_module.transformer_config
-
-    def recomputing(*args: Any) -> Any:
-        found = make(*args)
-        return replace(found, recompute_granularity="selective", recompute_modules=list(modules))
-
-    build_module.transformer_config = recomputing
-    try:
-        return train(**kwargs)
-    finally:
-        build_module.transformer_config = make
 
 
 def softmax_scale(config_path: str, overrides: list[str]) -> float:

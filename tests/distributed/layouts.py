@@ -51,8 +51,9 @@ class Layout:
 def all_layouts(world_size: int, *, num_layers: int, num_experts: int) -> Iterator[Layout]:
     """Every layout of `world_size` processes over TP, PP, VPP, EP, ETP and DP.
 
-    Bound: powers of two; TP at most 4; PP x VPP at most `num_layers`; VPP 1 or 2; ETP any size
-    with EP, up to 4 ranks, and 1 or TP on 8. Without EP validation asks for ETP = TP.
+    Bound: powers of two; TP at most 4; PP at most `num_layers`; VPP 1 or 2, with stages that have
+    no layer where there are more than layers; ETP any size with EP, up to 4 ranks, and 1 or TP on
+    8. Without EP validation asks for ETP = TP.
     """
     sizes = [size for size in (1, 2, 4, 8) if world_size % size == 0]
     for tp in sizes:
@@ -60,7 +61,7 @@ def all_layouts(world_size: int, *, num_layers: int, num_experts: int) -> Iterat
             if tp > 4 or world_size % (tp * pp) or pp > num_layers:
                 continue
             for vpp in (1, 2):
-                if vpp > 1 and (pp == 1 or pp * vpp > num_layers):
+                if vpp > 1 and (pp == 1 or pp * (vpp - 1) >= num_layers):
                     continue
                 for ep in sizes:
                     for etp in sizes:

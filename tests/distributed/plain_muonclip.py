@@ -143,10 +143,9 @@ def train(config_path: str, overrides: list[str], num_steps: int) -> dict[str, A
             chunk.zero_grad_buffer()
         batches = synthetic_batches(session.config, session, step)
         forward_backward(session, batches, forward_only=False)
-        session.schedule.num_steps = step
-        session.schedule.step(0)
+        rate = session.set_rates(step)
         found = assemble([gradients(session.model)], shapes)
-        norms.append(rule.step(found, session.schedule.get_lr({}), plain.visible))
+        norms.append(rule.step(found, rate, plain.visible))
         tau = session.config.optimizer.qk_clip_threshold
         hot += sum(int((heads > tau).sum()) for heads in plain.visible.values())
         _write(session, rule.weights)

@@ -118,6 +118,12 @@ def test_one_expert_a_process_breaks_overlapped_expert_communication() -> None:
         run(overrides, 2, mend="validation")
 
 
+def test_output_discarding_checkpoint_needs_transformer_engine() -> None:
+    """Its default asks for FP8's state; without that, it reads a GPU's random state."""
+    with pytest.raises(AssertionError, match="FP8GlobalStateManager"):
+        run(["memory.preset=k2-lean"], 1, mend="output-discarding checkpoint")
+
+
 @pytest.mark.parametrize(
     ("overrides", "multiplier"),
     [

@@ -15,20 +15,32 @@ from tests.distributed.layouts import Layout
 CONFIG = str(Path(__file__).with_name("small.yaml"))
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        Layout(world_size=2, ep=2),
-        Layout(world_size=4, pp=2, vpp=2, ep=2),
-        Layout(world_size=4, tp=2, pp=2, vpp=2, ep=2),
-    ],
-    ids=str,
-)
-def test_overlap_is_bit_equal(layout: Layout) -> None:
+STAGES = "parallel.pipeline_model_parallel_layout="
+PP2_VPP2_EP2 = Layout(world_size=4, pp=2, vpp=2, ep=2)
+# The stages are named: where layers go by themselves depends on what is overlapped.
+EVEN = f"{STAGES}'Et|tt|t|tL'"
+CASES = [
+    (Layout(world_size=2, ep=2), ()),
+    (PP2_VPP2_EP2, (EVEN,)),
+    (Layout(world_size=4, tp=2, pp=2, vpp=2, ep=2), (EVEN,)),
+    # Stages without a layer, and one that is empty; the dense layer by itself.
+    (PP2_VPP2_EP2, (f"{STAGES}'E|ttt||ttL'",)),
+    (PP2_VPP2_EP2, (f"{STAGES}'Et|ttt|t|L'",)),
+    # As many micro-batches as ranks, 2: everything is warm-up. And one without a pipeline.
+    (PP2_VPP2_EP2, (EVEN, "schedule.global_batch_size=4")),
+    (Layout(world_size=2, ep=2), ("schedule.global_batch_size=2",)),
+    (PP2_VPP2_EP2, (f"{STAGES}'Et|tt|t|tmL'", "model.mtp_num_layers=1")),
+    (Layout(world_size=8, pp=4, vpp=2, ep=2), (f"{STAGES}'E|t|t|t|t|t||L'",)),
+]
+
+
+@pytest.mark.parametrize(("layout", "settings"), CASES, ids=str)
+def test_overlap_is_bit_equal(layout: Layout, settings: tuple[str, ...]) -> None:
     runs = []
     for overlap in ("false", "true"):
         overrides = [
             *layout.overrides(),
+            *settings,
             "precision.dtype=bf16",
             f"parallel.overlap_moe_expert_parallel_comm={overlap}",
         ]

@@ -38,6 +38,10 @@ ENGINE = {
     ),
     "uneven stages": (f"{LAYOUT}'Et|ttttL'",),
     "loss alone on its stage": (f"{LAYOUT}'Ettttt|L'",),
+    "four chunks, one empty": (
+        "parallel.virtual_pipeline_model_parallel_size=4",
+        f"{LAYOUT}'E|t|t||t|t|t|L'",
+    ),
     "uneven chunks": ("parallel.virtual_pipeline_model_parallel_size=2", f"{LAYOUT}'E|tt|t|ttL'"),
 }
 
@@ -61,6 +65,7 @@ def test_model_variant(model: str, layout: Layout) -> None:
         ("uneven stages", PP2),
         ("uneven chunks", PP2),
         ("loss alone on its stage", PP2),
+        ("four chunks, one empty", PP2),
     ],
     ids=str,
 )

@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from k2_megatron.parallel.geometry import ParameterGeometry
+from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel import random
 
 from k2_megatron.config import loader
 from k2_megatron.model import build, spec, transformer
@@ -93,6 +95,10 @@ def _router_state_in_fp32() -> None:
     build._keep_router_state_in_fp32 = lambda modules: None
 
 
+def _output_discarding_checkpoint() -> None:
+    tensor_parallel.CheckpointWithoutOutput = random.CheckpointWithoutOutput
+
+
 def _validation() -> None:
     loader.check = lambda *args: []
 
@@ -103,5 +109,6 @@ UNDO: dict[str, Callable[[], None]] = {
     "kept pipeline outputs": _kept_pipeline_outputs,
     "marks of distinct parameters": _marks_of_distinct_parameters,
     "router state in fp32": _router_state_in_fp32,
+    "output-discarding checkpoint": _output_discarding_checkpoint,
     "validation": _validation,
 }

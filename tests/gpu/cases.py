@@ -22,7 +22,7 @@ class Case:
         options: what differs from the one-GPU reference.
         reference: the one-GPU case that it must repeat within the bounds.
         same_as: the case whose computation is the same, to be equal bit for bit.
-        recompute: megatron-core's selective recomputation, which has no setting of ours.
+        gradient_bound: largest relative error of a gradient, where the dtype's is not it.
     """
 
     name: str
@@ -30,18 +30,17 @@ class Case:
     options: tuple[str, ...] = ()
     reference: str = "one"
     same_as: str | None = None
-    recompute: tuple[str, ...] = ()
+    gradient_bound: float | None = None
 
     def job(self) -> dict[str, Any]:
         """The case as a job of tests/gpu/worker.py."""
         return {
             "name": self.name,
-            "function": "train_recomputing",
+            "function": "train",
             "kwargs": {
                 "config_path": MEDIUM,
                 "overrides": list(self.options),
                 "num_steps": 3,
-                "modules": list(self.recompute),
             },
         }
 
@@ -65,7 +64,18 @@ FP32 = "precision.dtype=fp32"
 # Some heads are hot, so that QK-Clip is part of what is compared.
 MUON = ("optimizer.type=muonclip", "optimizer.qk_clip_threshold=0.05")
 ALL_EXPERTS = "model.moe_router_topk=8"
-CORE_RECOMPUTE = ("layernorm", "mla_up_proj", "moe_act")
+# All that is recomputed, and nothing rounded; and the preset that keeps FP8 copies, whose errors
+# against the same layout without are those of tests/distributed/test_memory_policies.py.
+LEAN = "memory.preset=k2-lean"
+FP8 = "memory.preset=k2"
+FP8_BOUND = 0.06
+# The same, with what remains in host memory; and what is kept otherwise, as it is.
+FULL = "memory.preset=k2-full"
+HOST = (
+    "memory.tensors=[{tensors: 'attention_input, query_latent, kv_latent, attention_output, "
+    "mlp_input, expert_input, expert_swiglu_input, shared_swiglu_input, dense_swiglu_input', "
+    "policy: host}]"
+)
 
 ONE_GPU = (
     Case(name="one", world_size=1),
@@ -77,8 +87,23 @@ ONE_GPU = (
     Case(name="one-muon", world_size=1, options=MUON, reference="one-muon"),
     Case(name="one-muon-all", world_size=1, options=(*MUON, ALL_EXPERTS), reference="one-muon-all"),
     Case(name="one-muon-fp32", world_size=1, options=(*MUON, FP32), reference="one-muon-fp32"),
-    Case(name="one-recompute", world_size=1, recompute=CORE_RECOMPUTE, same_as="one"),
-    Case(name="one-recompute-moe", world_size=1, recompute=("moe",), same_as="one"),
+    Case(name="one-lean", world_size=1, options=(LEAN,), same_as="one"),
+    Case(
+        name="one-muon-lean",
+        world_size=1,
+        options=(*MUON, LEAN),
+        reference="one-muon",
+        same_as="one-muon",
+    ),
+    Case(name="one-fp8", world_size=1, options=(FP8,), gradient_bound=FP8_BOUND),
+    Case(
+        name="one-full",
+        world_size=1,
+        options=(FULL,),
+        same_as="one-fp8",
+        gradient_bound=FP8_BOUND,
+    ),
+    Case(name="one-host", world_size=1, options=(HOST,), same_as="one"),
 )
 TWO_GPUS = (
     Case(name="dp2-muon", world_size=2, options=MUON, reference="one-muon"),
@@ -115,14 +140,47 @@ TWO_GPUS = (
     Case(name="tp2-ep2", world_size=2, options=(TP, EP, FP32), reference="one-fp32"),
     Case(name="tp2-bf16", world_size=2, options=(TP, ALL_EXPERTS), reference="one-all"),
     Case(name="cp2", world_size=2, options=(CP, ALL_EXPERTS), reference="one-all"),
+    Case(
+        name="tp2-ep2-lean",
+        world_size=2,
+        options=(TP, EP, FP32, LEAN),
+        reference="one-fp32",
+        same_as="tp2-ep2",
+    ),
+    Case(
+        name="cp2-lean",
+        world_size=2,
+        options=(CP, ALL_EXPERTS, LEAN),
+        reference="one-all",
+        same_as="cp2",
+    ),
     Case(name="pp2", world_size=2, options=(PP,)),
     Case(name="pp2-vpp2", world_size=2, options=(PP, VPP)),
-    Case(name="pp2-vpp2-recompute", world_size=2, options=(PP, VPP), recompute=CORE_RECOMPUTE),
+    Case(
+        name="pp2-vpp2-lean",
+        world_size=2,
+        options=(PP, VPP, LEAN),
+        same_as="pp2-vpp2",
+    ),
+    Case(name="pp2-vpp2-fp8", world_size=2, options=(PP, VPP, FP8), gradient_bound=FP8_BOUND),
+    Case(
+        name="pp2-vpp2-full",
+        world_size=2,
+        options=(PP, VPP, FULL),
+        same_as="pp2-vpp2-fp8",
+        gradient_bound=FP8_BOUND,
+    ),
+    Case(name="pp2-vpp2-host", world_size=2, options=(PP, VPP, HOST), same_as="pp2-vpp2"),
     Case(name="ep2", world_size=2, options=(EP,)),
     Case(name="ep2-reduce-gather", world_size=2, options=(EP, REDUCE, GATHER), same_as="ep2"),
+    Case(name="ep2-lean", world_size=2, options=(EP, LEAN), same_as="ep2"),
     Case(
-        name="ep2-recompute", world_size=2, options=(EP,), recompute=CORE_RECOMPUTE, same_as="ep2"
+        name="ep2-lean-reduce-gather",
+        world_size=2,
+        options=(EP, LEAN, REDUCE, GATHER),
+        same_as="ep2",
     ),
+    Case(name="ep2-fp8", world_size=2, options=(EP, FP8), gradient_bound=FP8_BOUND),
     Case(name="ep2-overlap", world_size=2, options=(EP, OVERLAP), same_as="ep2"),
     Case(name="ep2-overlap-delay", world_size=2, options=(EP, OVERLAP, DELAY), same_as="ep2"),
     Case(
@@ -132,10 +190,16 @@ TWO_GPUS = (
         same_as="ep2",
     ),
     Case(
-        name="ep2-overlap-delay-recompute",
+        name="ep2-overlap-delay-lean",
         world_size=2,
-        options=(EP, OVERLAP, DELAY),
-        recompute=CORE_RECOMPUTE,
+        options=(EP, OVERLAP, DELAY, LEAN),
         same_as="ep2",
+    ),
+    Case(
+        name="ep2-overlap-delay-fp8",
+        world_size=2,
+        options=(EP, OVERLAP, DELAY, FP8),
+        same_as="ep2-fp8",
+        gradient_bound=FP8_BOUND,
     ),
 )

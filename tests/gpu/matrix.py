@@ -46,14 +46,16 @@ class Row:
     move_error: float
     bit_equal: str
     failure: str = ""
+    gradient_bound: float | None = None
 
     @property
     def passed(self) -> bool:
         """Within the bounds, and bit-equal where it must be."""
+        bound = self.gradient_bound or GRADIENT_BOUND[self.dtype]
         bounded = (
             self.loss_error <= LOSS_BOUND[self.dtype]
-            and self.norm_error <= GRADIENT_BOUND[self.dtype]
-            and self.worst_error <= GRADIENT_BOUND[self.dtype]
+            and self.norm_error <= bound
+            and self.worst_error <= bound
             and (self.dtype == "bf16" or self.move_error <= MOVE_BOUND)
         )
         return not self.failure and bounded and self.bit_equal != "NO"
@@ -115,7 +117,17 @@ def _compare(case: Case, results: dict[str, list[Any]]) -> Row:
         float((moved[key] - ended[key]).norm() / (ended[key] - begun[key]).norm().clamp(min=1e-12))
         for key in ended
     )
-    return Row(case.name, dtype, loss_error, norm_error, errors[worst], worst, move_error, same)
+    return Row(
+        case.name,
+        dtype,
+        loss_error,
+        norm_error,
+        errors[worst],
+        worst,
+        move_error,
+        same,
+        gradient_bound=case.gradient_bound,
+    )
 
 
 def _bit_equal(ranks: list[Any], others: list[Any]) -> str:

@@ -14,6 +14,7 @@ from k2_megatron.checkpoint.huggingface.exporting import Export, export
 from k2_megatron.checkpoint.huggingface.importing import open_import
 from k2_megatron.checkpoint.huggingface.names import hf_tensors
 from k2_megatron.checkpoint.identity import router_bias_key
+from k2_megatron.data.request import DataOrder
 from k2_megatron.model.attention_layers import transformer_layers
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.session import Session
@@ -49,11 +50,11 @@ def train_a_step(
     """Logits of the weights that the run finds, and of those it saves after one step."""
     session = build(config_path, overrides)
     folder = RunFolder.of(session.config)
-    resumed = resume_session(session, folder, "the data order")
+    resumed = resume_session(session, folder, DataOrder(((0, "the data order"),)))
     assert resumed.step == 0 and resumed.path is not None, resumed
     found = answers(session, tokens, 0)["logits"]
     steps(session, 1, 1)
-    saver = SessionSaver(session, folder, "the data order")
+    saver = SessionSaver(session, folder, DataOrder(((0, "the data order"),)))
     saver.save(1)
     saver.finish()
     session.model.finish_parameter_gather()

@@ -14,10 +14,10 @@ from itertools import product
 import pytest
 from k2_megatron.parallel.canonical import ModelShape, canonical_shapes
 from k2_megatron.parallel.geometry import ParameterGeometry, Piece, RankPlace, chunk_geometry
-from k2_megatron.parallel.layout import balanced_layout
 
 from k2_megatron.config.presets import model_from_preset
 from k2_megatron.planner.parameters import count_parameters
+from tests.parallel.layout_helpers import even_layout
 
 TINY = ModelShape(
     num_layers=5,
@@ -46,7 +46,7 @@ def area(piece: Piece) -> int:
 def geometry_of_all_ranks(
     shape: ModelShape, tp: int, ep: int, etp: int, pp: int, vpp: int, te: bool
 ) -> list[tuple[RankPlace, ParameterGeometry]]:
-    layout = balanced_layout(
+    layout = even_layout(
         num_layers=shape.num_layers,
         pipeline_size=pp,
         virtual_size=vpp,
@@ -138,7 +138,7 @@ def test_k2_on_256_ranks_holds_what_the_report_says() -> None:
     from k2_megatron.model.shape import model_shape
 
     shape = model_shape(model_from_preset("kimi-k2"))
-    layout = balanced_layout(num_layers=61, pipeline_size=16)
+    layout = even_layout(num_layers=61, pipeline_size=16)
     place = RankPlace(expert_size=16, expert_rank=15)
     table = chunk_geometry(shape, layout.stages[7], place, fused_norms=True, grouped_experts=True)
     size = {True: 0, False: 0}

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import pytest
-from k2_megatron.parallel.layout import balanced_layout, parse_layout
+from k2_megatron.parallel.layout import parse_layout
 
 from k2_megatron.errors import ConfigError
+from tests.parallel.layout_helpers import even_layout
 
 
 def sizes(num_layers: int, pipeline_size: int, virtual_size: int = 1) -> list[int]:
-    layout = balanced_layout(
+    layout = even_layout(
         num_layers=num_layers, pipeline_size=pipeline_size, virtual_size=virtual_size
     )
     return [len(stage.layers) for stage in layout.stages]
@@ -23,7 +24,7 @@ def sizes(num_layers: int, pipeline_size: int, virtual_size: int = 1) -> list[in
 def test_every_layer_is_placed_once_and_in_order(
     num_layers: int, pipeline_size: int, virtual_size: int
 ) -> None:
-    layout = balanced_layout(
+    layout = even_layout(
         num_layers=num_layers, pipeline_size=pipeline_size, virtual_size=virtual_size
     )
     placed = [layer for stage in layout.stages for layer in stage.layers]
@@ -40,27 +41,19 @@ def test_k2_over_16_stages_is_like_the_published_layouts() -> None:
     assert sum(sizes(61, 16, 2)) == 61 and max(sizes(61, 16, 2)) == 2
 
 
-def test_costs_move_the_cuts() -> None:
-    costs = [1.0] * 8
-    costs[0] = 4.0
-    layout = balanced_layout(
-        num_layers=8, pipeline_size=2, layer_costs=costs, embedding_cost=0, loss_cost=0
-    )
-    # 4 + 1 + 1 = 6 against 5, where four and four would be 7 against 4.
-    assert [len(stage.layers) for stage in layout.stages] == [3, 5]
-
-
 def test_the_chunks_of_a_rank_interleave() -> None:
-    layout = balanced_layout(num_layers=8, pipeline_size=2, virtual_size=2)
+    layout = even_layout(num_layers=8, pipeline_size=2, virtual_size=2)
     assert [stage.layers for stage in layout.chunks(1)] == [
         layout.stages[1].layers,
         layout.stages[3].layers,
     ]
 
 
-def test_more_stages_than_layers_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"4 ranks x 2 chunks make 8 stages for 5 layers"):
-        balanced_layout(num_layers=5, pipeline_size=4, virtual_size=2)
+@pytest.mark.parametrize("virtual_size", [1, 2, 4])
+def test_a_layout_as_text_is_read_back(virtual_size: int) -> None:
+    degrees = {"num_layers": 14, "pipeline_size": 3, "virtual_size": virtual_size}
+    layout = even_layout(**degrees, num_mtp_layers=1)
+    assert parse_layout(layout.to_text(), **degrees, num_mtp_layers=1) == layout
 
 
 def test_megatron_notation() -> None:

@@ -4,10 +4,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
+from k2_megatron.config.memory import MemoryConfig
+from k2_megatron.config.presets import model_from_preset
+from k2_megatron.errors import ConfigError, UserError
 from k2_megatron.planner.job import job_of
 from k2_megatron.planner.plan import make_plan
-from k2_megatron.train.memory_check import MemoryCheck
-from tests.planner.planner_helpers import GIB, k2_slice
+from k2_megatron.platform.cpu import CpuPlatform
+from k2_megatron.train.memory_check import MemoryCheck, check_memory
+from tests.planner.planner_helpers import GIB, config_of, k2_cluster, k2_slice
 
 
 def test_a_difference_above_a_tenth_is_a_warning() -> None:
@@ -23,3 +31,47 @@ def test_a_difference_above_a_tenth_is_a_warning() -> None:
         text = check.compare(int(peak * factor))
         assert text is not None and text.startswith(begins)
     assert f"{peak / GIB:.1f} GiB planned" in str(check.compare(int(peak)))
+
+
+def test_host_that_lacks_the_memory_is_told_before_anything_starts() -> None:
+    """All 256 ranks of a K2 on this one machine."""
+    config = k2_cluster()
+    config = replace(config, memory=MemoryConfig(preset="k2-full"))
+    with pytest.raises(UserError, match="activations that leave the devices of this machine") as e:
+        check_memory(config, CpuPlatform(), 256)
+    needed = sum(r.host_bytes for r in make_plan(job_of(config, 256)).ranks) * 16
+    assert f"need {needed / GIB:.1f} GiB of memory; " in str(e.value)
+    assert "memory.host_budget limits them" in str(e.value)
+
+
+def test_too_few_micro_batches_for_anything_to_leave_are_told() -> None:
+    model = model_from_preset("k2-tiny", num_layers=4)
+    for batch, message in ((2, "2 micro-batches a step"), (8, None)):
+        config = config_of(model, batch=batch, pipeline_model_parallel_size=4)
+        config = replace(config, memory=MemoryConfig(preset="k2-full"))
+        if message is None:
+            check_memory(config, CpuPlatform(), 4)
+        else:
+            with pytest.raises(ConfigError, match=message):
+                check_memory(config, CpuPlatform(), 4)
+
+
+def test_budget_divides_pool_and_device() -> None:
+    """Half of what would travel stays, on one stage of 16."""
+    whole = replace(k2_cluster(), memory=MemoryConfig(preset="k2-full"))
+    budget = ", ".join(["50%"] + ["100%"] * 15)
+    half = replace(whole, memory=MemoryConfig(preset="k2-full", host_budget=budget))
+    none = replace(whole, memory=MemoryConfig(preset="k2"))
+    all_away, half_away, nothing = (
+        make_plan(job_of(one, 256)).ranks for one in (whole, half, none)
+    )
+    assert half_away[1] == all_away[1]
+    assert half_away[0].host_bytes == pytest.approx(all_away[0].host_bytes / 2, rel=1e-3)
+    kept = [ranks[0].held_bytes for ranks in (all_away, half_away, nothing)]
+    # k2 holds in FP8 what k2-full sends: of its packs all are there, not only those under way.
+    assert kept[1] == pytest.approx((kept[0] + kept[2]) / 2, rel=1e-3)
+    assert kept[0] < 0.35 * kept[2]
+    gib = replace(whole, memory=MemoryConfig(preset="k2-full", host_budget="10GiB"))
+    for rank, other in zip(make_plan(job_of(gib, 256)).ranks, all_away, strict=True):
+        assert rank.host_bytes <= min(10 * GIB, other.host_bytes)
+        assert rank.host_bytes >= min(9.99 * GIB, 0.999 * other.host_bytes)

@@ -75,3 +75,10 @@ def test_a_rank_does_one_thing_at_a_time_after_its_input() -> None:
     for bars in timeline(2, 2, 6, True, costs, [2 * cost for cost in costs]):
         assert all(one.end <= other.begin for one, other in pairwise(bars))
         assert all(bar.end > bar.begin for bar in bars)
+
+
+def test_what_travels_takes_its_time_between_ranks_alone() -> None:
+    """One micro-batch there and back: two hops; two chunks on one rank send nothing."""
+    bars = timeline(2, 1, 1, False, [1.0, 1.0], [2.0, 2.0], 0.25)
+    assert max(rank[-1].end for rank in bars) == 1 + 0.25 + 1 + 2 + 0.25 + 2
+    assert pipeline_seconds(1, 1, 3, False, [1.0], [2.0], 0.25) == (9.0, 9.0)

@@ -29,7 +29,24 @@ MUONCLIP_VALUES = {
     tags.MUON_TENSOR_BYTES: 1e9,
 }
 
-EXTRA = DEVICE_VALUES | MUONCLIP_VALUES
+GUARD_VALUES = {
+    tags.SKIPPED_STEPS: 4.0,
+    tags.SKIPPED_IN_A_ROW: 2.0,
+    tags.STRAGGLER_MIN: 0.0625,
+    tags.STRAGGLER_MEDIAN: 0.125,
+    tags.STRAGGLER_MAX: 0.25,
+    tags.STRAGGLER_RANK: 3.0,
+}
+
+OFFLOAD_VALUES = {
+    tags.OFFLOAD_SENT: 5e9,
+    tags.OFFLOAD_FETCHED: 5e9,
+    tags.OFFLOAD_STAYED: 1e6,
+    tags.OFFLOAD_WAIT: 0.03125,
+    tags.OFFLOAD_HIGH_WATER: 2e9,
+}
+
+EXTRA = DEVICE_VALUES | MUONCLIP_VALUES | GUARD_VALUES | OFFLOAD_VALUES
 
 
 def full_record(step: int = 1, **changes: Any) -> StepRecord:
@@ -45,6 +62,8 @@ def full_record(step: int = 1, **changes: Any) -> StepRecord:
         "model_flops": 8e12,
         "world_size": 4,
         "consumed_tokens": 4096 * step,
+        "phase": "main",
+        "phase_number": 2,
         "memory_bytes": 3 * 2**30,
         "valid_loss": 2.625,
         "expert_load": {1: [10, 10, 20, 0], 2: [5, 5, 5, 5]},
@@ -57,6 +76,6 @@ def full_record(step: int = 1, **changes: Any) -> StepRecord:
 def bare_record(step: int = 1, **changes: Any) -> StepRecord:
     """Return the record of a dense model on the CPU, without validation."""
     absent: dict[str, Any] = dict.fromkeys(
-        ("memory_bytes", "valid_loss", "expert_load", "expert_bias")
+        ("memory_bytes", "valid_loss", "phase", "expert_load", "expert_bias")
     )
     return full_record(step, **(absent | {"extra": {}} | changes))

@@ -44,6 +44,8 @@ def test_a_line_holds_the_record_exactly(tmp_path: Path) -> None:
             "skipped": False,
             "tokens": 4096,
             "consumed_tokens": 12288,
+            "phase": "main",
+            "phase_number": 2,
             "step_seconds": 0.5,
             "tokens_per_second": 8192.0,
             "model_flops": 8e12,

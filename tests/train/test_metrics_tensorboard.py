@@ -3,6 +3,7 @@
 """What TensorBoard's own reader finds in a run's event files."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from metrics_records import EXTRA, bare_record, full_record
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
+from tensorboard.plugins.custom_scalar import layout_pb2  # type: ignore[import-untyped]
 
 from k2_megatron.train import tags
+from k2_megatron.train.layout import CHARTS
 from k2_megatron.train.metrics import StepRecord
 from k2_megatron.train.tensorboard import TensorBoardWriter
 
@@ -27,6 +30,7 @@ EXPECTED = {
     "throughput/step_seconds": 0.5,
     "throughput/tflops_per_device": 4.0,
     "progress/consumed_tokens": 4096.0,
+    "progress/phase": 2.0,
     "memory/max_allocated_bytes": 3.0 * 2**30,
     "moe/expert_imbalance/layer_001": 2.0,
     "moe/expert_imbalance/layer_002": 1.0,
@@ -36,6 +40,8 @@ EXPECTED = {
     "moe/expert_bias_range_max": 0.75,
     **EXTRA,
 }
+
+LAYOUT_TAG = "custom_scalars__config__"
 
 
 def write(folder: Path, resumed_step: int, records: list[StepRecord]) -> None:
@@ -64,6 +70,29 @@ def test_every_documented_tag_is_read_back_as_written(tmp_path: Path) -> None:
     # Event files hold fp32.
     assert {tag: points[0].value for tag, points in found.items()} == {
         tag: float(np.float32(value)) for tag, value in EXPECTED.items()
+    }
+
+
+def test_the_first_charts_are_laid_out(tmp_path: Path) -> None:
+    """TensorBoard's page of custom scalars; every chart shows a tag that is written."""
+    write(tmp_path, 3, [full_record(4)])
+    events = read(tmp_path)
+    (event,) = events.Tensors(LAYOUT_TAG)
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    shown = {
+        chart.title: list(chart.multiline.tag)
+        for category in layout.category
+        for chart in category.chart
+    }
+    assert [category.title for category in layout.category] == list(CHARTS)
+    assert list(shown)[:3] == ["loss", "gradient norm", "learning rate"]
+    for title, patterns in shown.items():
+        for pattern in patterns:
+            assert any(re.search(pattern, tag) for tag in EXPECTED), f"{title}: {pattern}"
+    (layers,) = shown["busiest over mean, each layer"]
+    assert {tag for tag in EXPECTED if re.search(layers, tag)} == {
+        "moe/expert_imbalance/layer_001",
+        "moe/expert_imbalance/layer_002",
     }
 
 

@@ -27,6 +27,7 @@ from k2_megatron.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manife
 from k2_megatron.checkpoint.weights import WeightReader, weight_shapes
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
+from k2_megatron.config.phases import phase_at, phases_of
 from k2_megatron.errors import CheckpointError
 from k2_megatron.run_folder import RunFolder
 
@@ -89,13 +90,14 @@ def _export(args: argparse.Namespace) -> None:
     if like is not None:
         fields = read_config_json(like)[1]
     dtype = _DTYPES[args.dtype]
+    trained = phase_at(phases_of(config), manifest.step).config
     plan = Export(
         folder=args.output,
         source=(args.path / MANIFEST_NAME).read_text(),
         config=write_config_json(
-            config.model,
+            trained.model,
             dtype=str(dtype).removeprefix("torch."),
-            context=config.schedule.seq_length,
+            context=trained.schedule.seq_length,
             like=fields,
         ),
         tensors=hf_tensors(config.model),

@@ -1,0 +1,85 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Back to a checkpoint from before a spike of the loss, within the living process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from k2_megatron.checkpoint.folder import find, remove_from
+from k2_megatron.checkpoint.manifest import read_manifest
+from k2_megatron.data.request import DataOrder
+from k2_megatron.errors import TrainingStoppedError
+from k2_megatron.launch.agreement import agree, from_first_rank
+from k2_megatron.run_folder import RunFolder
+from k2_megatron.train.guards.guards import Guards
+from k2_megatron.train.guards.spikes import Spike
+from k2_megatron.train.session import Session
+from k2_megatron.train.state import resume_session
+
+
+def roll_back(
+    session: Session,
+    folder: RunFolder,
+    data_order: DataOrder,
+    guards: Guards,
+    spike: Spike,
+    say: Callable[[str], None],
+) -> int | None:
+    """Load the newest checkpoint from before a spike and pass the spike's steps over. Collective.
+
+    Checkpoints saved within the spike are removed: a restart would go on from them. No save may be
+    under way. Everything that decides what follows is in the checkpoint and in the data, so that a
+    process that dies on the way here meets the same spike again.
+
+    Returns:
+        The step after which training goes on; None where there is no checkpoint to go back to.
+
+    Raises:
+        TrainingStoppedError: the run has gone back as often as it may.
+        CheckpointError: no checkpoint from before the spike is whole.
+    """
+    assert guards.spikes is not None
+    limit = session.config.run.max_rollbacks
+    seen = f"spike of the loss: {spike.describe()}"
+    if guards.spikes.rollbacks >= limit:
+        text = (
+            f"{seen}; the run has gone back {limit} times (run.max_rollbacks) and ends. "
+            f"Steps passed over: {guards.spikes.describe()}. What to do: look at the text of these "
+            "steps, lower schedule.lr, or raise run.loss_spike_factor; the same command goes on "
+            "from the last checkpoint"
+        )
+        guards.events.write("rollback_refused", step=spike.last, text=text)
+        raise TrainingStoppedError(text)
+    if not from_first_rank(lambda: _has_one_before(folder, spike.first)):
+        say(f"warning: {seen}; no checkpoint from before it to go back to, training goes on")
+        guards.events.write("spike", first=spike.first, last=spike.last)
+        return None
+
+    def remove() -> tuple[str, ...]:
+        return remove_from(folder.checkpoints, spike.first)[1] if session.topology.rank == 0 else ()
+
+    for warning in agree(remove):
+        say(f"warning: {warning}")
+    session.model.finish_parameter_gather()
+    resumed = resume_session(session, folder, data_order)
+    guards.skipped.restore(resumed.guards["skipped"])
+    guards.spikes.go_back(spike, resumed.guards["spikes"])
+    say(
+        f"{seen}; back to step {resumed.step} ({resumed.path}), and the text of steps "
+        f"{spike.first} to {spike.last} is passed over (rollback {guards.spikes.rollbacks} of "
+        f"{limit})"
+    )
+    guards.events.write(
+        "rollback", first=spike.first, last=spike.last, to=resumed.step, reason=spike.describe()
+    )
+    return resumed.step
+
+
+def _has_one_before(folder: RunFolder, step: int) -> bool:
+    """Whether a whole checkpoint of a run, not of weights alone, is older than `step`."""
+    manifests = [read_manifest(path) for path in find(folder.checkpoints)]
+    return any(
+        found.step < step and not found.weights_only and "spikes" in found.metadata["guards"]
+        for found in manifests
+    )

@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""How much host memory a rank's packs need. No torch here: the planner counts with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from k2_megatron.offload.slots import Itinerary, most_blocks, most_blocks_at_once
+
+ALIGNMENT = 512
+
+
+def aligned(nbytes: float) -> int:
+    """Bytes that a tensor takes in a block."""
+    return int(-(-nbytes // ALIGNMENT)) * ALIGNMENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSize:
+    """Blocks that serve the packs of some model chunks.
+
+    Attributes:
+        num_blocks: packs on the host at once.
+        block_bytes: of one; a multiple of ALIGNMENT.
+        chunks: whose packs they hold.
+    """
+
+    num_blocks: int
+    block_bytes: int
+    chunks: tuple[int, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all blocks."""
+        return self.num_blocks * self.block_bytes
+
+
+def pool_sizes(plan: Itinerary, pack_bytes: Sequence[int]) -> tuple[PoolSize, ...]:
+    """Blocks for the packs of a rank.
+
+    Chunks have most packs away at different times, so common blocks are fewer; but each must hold
+    the largest pack. What takes less memory in sum is chosen.
+
+    Args:
+        plan: of the longest call of the schedule.
+        pack_bytes: of each chunk.
+    """
+    apart = tuple(
+        PoolSize(num_blocks=count, block_bytes=aligned(pack_bytes[chunk]), chunks=(chunk,))
+        for chunk, count in most_blocks(plan).items()
+    )
+    if not apart:
+        return ()
+    common = PoolSize(
+        num_blocks=most_blocks_at_once(plan),
+        block_bytes=max(size.block_bytes for size in apart),
+        chunks=tuple(chunk for size in apart for chunk in size.chunks),
+    )
+    return min((common,), apart, key=total_bytes)
+
+
+def total_bytes(sizes: Sequence[PoolSize]) -> int:
+    """Host memory of a rank."""
+    return sum(size.total_bytes for size in sizes)
+
+
+def within(sizes: Sequence[PoolSize], share: float) -> tuple[PoolSize, ...]:
+    """The same blocks with a share of their room, between 0 and 1."""
+    return tuple(
+        PoolSize(
+            num_blocks=size.num_blocks,
+            block_bytes=int(size.block_bytes * share) // ALIGNMENT * ALIGNMENT,
+            chunks=size.chunks,
+        )
+        for size in sizes
+    )

@@ -1,0 +1,211 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""How bytes travel between device and host: on streams beside the computation, or at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, UntypedStorage
+
+
+def bytes_of(storage: UntypedStorage) -> Tensor:
+    """A storage as uint8 [bytes], with a version counter of its own."""
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+class Streams(Protocol):
+    """Where copies are queued. A mark is a moment in a queue; marks of one queue pass in order."""
+
+    def host_memory(self, nbytes: int) -> Tensor:
+        """uint8 [nbytes] on the host that copies can go to and from."""
+
+    def free(self, memory: Tensor) -> None:
+        """Give back what `host_memory` gave; nothing that it holds is needed."""
+
+    def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
+        """Copy a storage to the host, behind what has been queued to compute it.
+
+        Args:
+            place: uint8 on the host, as many bytes.
+            after: mark before which `place` may not be written; None: there is none.
+
+        Returns:
+            The mark behind the copy.
+        """
+
+    def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
+        """Copy places on the host to storages, behind what has been queued to compute.
+
+        Returns:
+            The mark behind the last copy.
+        """
+
+    def wait(self, mark: Any) -> None:
+        """Let the computation queued from now on wait until a mark has passed."""
+
+    def empty(self, storage: UntypedStorage) -> None:
+        """Give a storage's memory back, behind what has been queued."""
+
+    def allocate(self, storage: UntypedStorage, nbytes: int) -> None:
+        """Give a storage memory again."""
+
+    def waited_seconds(self) -> float:
+        """How long computation has stood in `wait` since this was asked; waits for the device."""
+
+    def forget_waits(self) -> None:
+        """Count waits from now on, without waiting for the device."""
+
+
+class PlainStreams:
+    """Copies that are done when the call returns; for a device that is the host."""
+
+    def __init__(self) -> None:
+        self._waited = 0.0
+
+    def host_memory(self, nbytes: int) -> Tensor:
+        """Ordinary memory."""
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def free(self, memory: Tensor) -> None:
+        """Nothing: it goes with its last tensor."""
+
+    def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
+        """Copy."""
+        begin = time.perf_counter()
+        place.copy_(bytes_of(storage))
+        self._waited += time.perf_counter() - begin
+
+    def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
+        """Copy."""
+        begin = time.perf_counter()
+        for place, storage in pairs:
+            bytes_of(storage).copy_(place)
+        self._waited += time.perf_counter() - begin
+
+    def wait(self, mark: Any) -> None:
+        """Nothing to wait for."""
+
+    def empty(self, storage: UntypedStorage) -> None:
+        """Free it."""
+        storage.resize_(0)
+
+    def allocate(self, storage: UntypedStorage, nbytes: int) -> None:
+        """Make it as large as it was."""
+        storage.resize_(nbytes)
+
+    def waited_seconds(self) -> float:
+        """The time of all copies: nothing runs beside them."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def forget_waits(self) -> None:
+        """Begin at 0."""
+        self._waited = 0.0
+
+
+class CudaStreams:
+    """One CUDA stream out and one in, beside those that compute and communicate.
+
+    No memory is marked by `record_stream` here: the allocator would keep it from reuse until the
+    host has seen the copy end, and the host is ahead. (Overlapped expert communication marks the
+    residual, fine_grained_callables.py:576, which comes back later for it.) It is not needed,
+    because the current stream waits for a copy before the memory is given up or read, and every
+    other stream that computes in a slot begins behind the current one
+    (model_chunk_schedule_plan.py:374: the plan's event, which each node waits for). Not measured on
+    a GPU yet.
+    """
+
+    def __init__(self) -> None:
+        self._out: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._in: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._waits: list[tuple[Any, Any]] = []
+
+    def host_memory(self, nbytes: int) -> Tensor:
+        """Page-locked memory.
+
+        Ordinary memory, registered: PyTorch's own allocator of page-locked memory rounds up to a
+        power of two. Registering touches every page in this process, so that memory is of the
+        NUMA node on which the launcher has put it.
+
+        Raises:
+            RuntimeError: the driver refuses to lock that much.
+        """
+        memory = torch.empty(nbytes, dtype=torch.uint8)
+        if nbytes:
+            code = _runtime().cudaHostRegister(memory.data_ptr(), nbytes, 0)
+            if int(code) != 0:
+                raise RuntimeError(f"cudaHostRegister: {code} for {nbytes} bytes")
+        return memory
+
+    def free(self, memory: Tensor) -> None:
+        """Wait for all copies and unlock the pages, which go with the last tensor."""
+        if memory.numel():
+            torch.cuda.synchronize()
+            _runtime().cudaHostUnregister(memory.data_ptr())
+
+    def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
+        """Queue a copy on the stream out, behind the current stream."""
+        source = bytes_of(storage)
+        self._out.wait_stream(torch.cuda.current_stream())
+        if after is not None:
+            self._out.wait_event(after)
+        with torch.cuda.stream(self._out):
+            place.copy_(source, non_blocking=True)
+        return self._out.record_event()
+
+    def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
+        """Queue copies on the stream in, behind the current stream.
+
+        The memory was allocated on that one, and may still be in use by what is queued there.
+        """
+        self._in.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._in):
+            for place, storage in pairs:
+                bytes_of(storage).copy_(place, non_blocking=True)
+        return self._in.record_event()
+
+    def wait(self, mark: Any) -> None:
+        """Let the current stream wait, between two events that tell how long."""
+        current = torch.cuda.current_stream()
+        begin, end = _timed_event(), _timed_event()
+        begin.record(current)
+        current.wait_event(mark)
+        end.record(current)
+        self._waits.append((begin, end))
+
+    def empty(self, storage: UntypedStorage) -> None:
+        """Hand the memory to the allocator, in the order of the stream."""
+        storage.resize_(0)
+
+    def allocate(self, storage: UntypedStorage, nbytes: int) -> None:
+        """Memory of the current stream."""
+        storage.resize_(nbytes)
+
+    def waited_seconds(self) -> float:
+        """Read the events; waits for the last of them."""
+        waits, self._waits = self._waits, []
+        if waits:
+            waits[-1][1].synchronize()
+        return sum(float(begin.elapsed_time(end)) for begin, end in waits) / 1000
+
+    def forget_waits(self) -> None:
+        """Drop the events."""
+        self._waits = []
+
+
+def _timed_event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _runtime() -> Any:
+    """CUDA's runtime, from which PyTorch has the calls that it does not wrap."""
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def streams_of(device: torch.device) -> Streams:
+    """The streams of a device."""
+    return CudaStreams() if device.type == "cuda" else PlainStreams()

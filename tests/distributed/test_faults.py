@@ -1,0 +1,245 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Faults put into the real loop: what the log says, what is lost, what goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from k2_megatron.checkpoint.folder import find
+from tests.distributed.harness import run_ranks
+
+JOB = "tests.distributed.fault_jobs.train"
+HOST = socket.gethostname()
+DATA_PARALLEL = "parallel.pipeline_model_parallel_size=1"
+QUIET = ("logging.valid_every_steps=null", "logging.valid_steps=1", "logging.tensorboard=false")
+
+
+def run(place: Path, name: str, *overrides: str, **given: Any) -> list[dict[str, Any]]:
+    return run_ranks(
+        JOB, 2, folder=str(place), overrides=[f"run.name={name}", *QUIET, *overrides], **given
+    )
+
+
+def steps_of(place: Path, name: str) -> list[int]:
+    lines = (place / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def events_of(place: Path, name: str) -> list[dict[str, Any]]:
+    lines = (place / "runs" / name / "events.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def saved(place: Path, name: str) -> list[int]:
+    found = find(place / "runs" / name / "checkpoints")
+    return [int(path.name.removeprefix("step_")) for path in found]
+
+
+def assert_same_end(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    """Weights, moments, router biases and counters, bit for bit."""
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine["biases"] == theirs["biases"]
+        assert mine["held"]["updates"] == theirs["held"]["updates"]
+        for kind in ("state", "parameters"):
+            for here, there in zip(mine["held"][kind], theirs["held"][kind], strict=True):
+                assert here[:3] == there[:3]
+                assert torch.equal(here[3], there[3]), here[:3]
+
+
+# Fault, layout, what the diagnosis says.
+SKIPS = [
+    (
+        "gradient",
+        DATA_PARALLEL,
+        [
+            f"  gradients that are not finite: rank 1 on {HOST}: ",
+            f"rank 1 alone makes them: its host {HOST}, or its part of the text",
+        ],
+    ),
+    (
+        "activation",
+        "parallel.pipeline_model_parallel_size=2",
+        [
+            "first in the forward pass: layer 0, self_attention.linear_proj; rank ",
+            f"loss: rank 1 on {HOST}, micro-batches 0, 1\n",
+        ],
+    ),
+    (
+        "weight",
+        "parallel.pipeline_model_parallel_size=2",
+        [
+            f"weights that are not finite: rank 1 on {HOST}: final_norm\n",
+            "first in the forward pass: decoder.final_layernorm; rank 1 on ",
+            "the weights themselves are broken",
+        ],
+    ),
+    ("loss", DATA_PARALLEL, ["loss: rank 0 on ", "loss: rank 1 on ", "many ranks make them"]),
+    (
+        "passing",
+        DATA_PARALLEL,
+        ["repeated, the same micro-batches give finite losses", "it does not repeat"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("fault", "layout", "told"), SKIPS, ids=[case[0] for case in SKIPS])
+def test_too_many_skipped_steps_end_the_run_with_a_diagnosis(place, fault, layout, told):
+    """Weights stay those of step 2; the diagnosis names ranks, layers and matrices."""
+    name = f"skips-{fault}"
+    limit = "run.max_consecutive_skipped_steps=3"
+    results = run(place, name, layout, limit, fault=fault)
+    for result in results:
+        assert str(result["ended"]).startswith(
+            "TrainingStoppedError: training ends after step 5: 3 steps in a row were skipped"
+        ), result["ended"]
+        for text in told:
+            assert text in result["ended"], result["ended"]
+        assert result["ended"].endswith(
+            f"last checkpoint, untouched: runs/{name}/checkpoints/step_00000004"
+        )
+        assert result["state"]["skipped"] == {"total": 3, "in_a_row": 3}
+        assert result["held"]["updates"] == 2
+    assert saved(place, name) == [2, 4]
+    assert steps_of(place, name) == [1, 2, 3, 4, 5]
+    found = events_of(place, name)
+    assert [one["event"] for one in found if one["event"] != "saved"] == [
+        "skipped", "skipped", "skipped", "diagnosis",
+    ]  # fmt: skip
+
+
+SPIKE = (
+    "run.loss_spike_factor=1.5",
+    "run.loss_spike_steps=2",
+    "run.loss_spike_window=4",
+    "schedule.train_steps=12",
+    DATA_PARALLEL,
+)
+
+
+def test_run_that_goes_back_equals_one_that_never_saw_the_text(place):
+    """A stop between spike and end changes nothing either."""
+    spoilt = (8, 9)
+    results = run(place, "spike", *SPIKE, spoilt=spoilt)
+    told = "\n".join(results[0]["said"])
+    assert re.search(
+        r"spike of the loss: steps 8 to 9 have losses [\d.]+, [\d.]+, above [\d.]+; back to step "
+        r"6 \(runs/spike/checkpoints/step_00000006\), and the text of steps 8 to 9 is passed over "
+        r"\(rollback 1 of 3\)",
+        told,
+    ), told
+    assert results[0]["ended"] == 0
+    assert steps_of(place, "spike") == [1, 2, 3, 4, 5, 6, 7, 10, 11, 12]
+    (event,) = [one for one in events_of(place, "spike") if one["event"] == "rollback"]
+    assert (event["first"], event["last"], event["to"]) == (8, 9, 6)
+
+    passed_over = {
+        "skipped": {"total": 0, "in_a_row": 0},
+        "spikes": {"losses": [], "high": [], "passed_over": [[8, 9]], "rollbacks": 1},
+    }
+    never_seen = run(place, "never-seen", *SPIKE, spoilt=spoilt, state=passed_over)
+    assert never_seen[0]["ended"] == 0 and "spike" not in "\n".join(never_seen[0]["said"])
+    assert_same_end(results, never_seen)
+    assert results[0]["held"]["updates"] == 10
+
+    first = run(place, "halves", *SPIKE, "run.stop_after_step=10", spoilt=spoilt)
+    assert first[0]["ended"] == 0 and first[0]["held"]["updates"] == 8
+    # A second start that saw the spoilt text again would go back again.
+    second = run(place, "halves", *SPIKE, spoilt=spoilt)
+    assert "spike" not in "\n".join(second[0]["said"])
+    assert second[0]["state"] == results[0]["state"]
+    assert_same_end(results, second)
+
+
+def test_spikes_without_an_end_end_the_run(place):
+    """The limit of rollbacks; and without a checkpoint from before the run goes on and says so."""
+    results = run(
+        place, "spikes", *SPIKE, "run.max_rollbacks=1", "checkpoint.save_every_steps=1",
+        spoilt=tuple(range(8, 13)),
+    )  # fmt: skip
+    for result in results:
+        assert str(result["ended"]).startswith("TrainingStoppedError: spike of the loss: steps 10")
+        assert "gone back 1 times (run.max_rollbacks)" in result["ended"]
+        assert "Steps passed over: 8 to 9" in result["ended"]
+    assert saved(place, "spikes")[-1] == 10
+    early = run(place, "early", *SPIKE, "checkpoint.save_every_steps=11", spoilt=(8, 9))
+    told = "\n".join(early[0]["said"])
+    assert "no checkpoint from before it to go back to, training goes on" in told
+    assert early[0]["ended"] == 0 and steps_of(place, "early") == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("asynchronous", "fault"), [("true", "full disk"), ("false", "full disk twice")]
+)
+def test_full_disk_is_survived(place, asynchronous, fault):
+    """Saves fail, metrics too; training goes on and ends as if nothing had been."""
+    name = f"full-{asynchronous}"
+    given = (DATA_PARALLEL, f"checkpoint.async_save={asynchronous}", "checkpoint.keep_last=null")
+    # Of those that wait, two in a row would be too many.
+    limit = f"checkpoint.max_failed_saves={3 if asynchronous == 'true' else 2}"
+    results = run(place, name, *given, limit, fault=fault)
+    told = "\n".join(results[0]["said"])
+    assert results[0]["ended"] == 0, results[0]
+    # In the background a later one may be written when there is room again.
+    for step in (2, 6) if asynchronous == "false" else (2,):
+        assert re.search(
+            rf"warning: saving step {step} in runs/{name}/checkpoints failed, earlier checkpoints "
+            rf"are untouched: .*OSError: \[Errno 27\] File too large.*; training goes on, the next "
+            rf"save tries again \(failed in a row: 1 of \d\)",
+            told,
+        ), told
+    if asynchronous == "false":
+        assert saved(place, name) == [4, 8]
+    else:
+        assert 2 not in saved(place, name) and saved(place, name)[-2:] == [6, 8]
+    assert "JsonlWriter cannot write, training goes on" in told
+    assert steps_of(place, name) == list(range(1, 9))
+    assert_same_end(results, run(place, f"room-{asynchronous}", *given))
+
+
+def test_full_disk_that_stays_full_ends_the_run(place):
+    """One rank's disk is enough; the checkpoint from before is whole."""
+    given = (DATA_PARALLEL, "checkpoint.max_failed_saves=2", "checkpoint.async_save=false")
+    for result in run(place, "fuller", *given, fault="full disk for ever"):
+        assert str(result["ended"]).startswith("CheckpointError: saving step 6 in ")
+        assert "rank 1: OSError: [Errno 27] File too large" in result["ended"]
+        assert "2 saves in a row have failed (checkpoint.max_failed_saves 2)" in result["ended"]
+    assert saved(place, "fuller") == [2]
+
+
+def test_a_rank_that_stands_still_ends_the_job_and_is_named(place):
+    """It sleeps while the other waits for it in a collective."""
+    with pytest.raises(AssertionError) as caught:
+        run(place, "hang", DATA_PARALLEL, "run.hang_timeout_seconds=8", fault="sleep")
+    text = str(caught.value)
+    assert "was killed: it did not end in time" not in text
+    assert "no progress for 8 s (run.hang_timeout_seconds); the job ends" in text
+    assert re.search(rf"rank 1 on {HOST}: step 3: .*fault_jobs.py:\d+ _sleep\n", text), text
+    assert re.search(r"most: rank 0: step 3: .*\(it waits for other ranks\)\n", text), text
+    assert "the others wait for rank 1\n" in text
+    folder = place / "runs" / "hang" / "logs" / "hang_in_start_1"
+    for rank in range(2):
+        stacks = (folder / f"rank_{rank:05d}.txt").read_text()
+        assert stacks.startswith(f"rank {rank} on {HOST}, process ")
+        assert "fault_jobs.py" in stacks and "in step 3 for " in stacks.splitlines()[0]
+    assert (folder / "report.txt").read_text().startswith("no progress for 8 s")
+
+
+def test_a_slow_rank_is_named(place):
+    given = (DATA_PARALLEL, "logging.straggler_factor=3", "logging.straggler_reports=3")
+    results = run(place, "slow", *given, fault="slow")
+    told = [text for text in results[0]["said"] if "is slow" in text]
+    assert told and told[0].startswith(f"warning: rank 1 on {HOST} is slow: its attention takes ")
+    assert "in 3 reports in a row; all ranks wait for it" in told[0]
+    lines = (place / "runs" / "slow" / "metrics.jsonl").read_text().splitlines()
+    extra = json.loads(lines[-1])["extra"]
+    assert extra["straggler/slowest_rank"] == 1
+    assert extra["straggler/attention_seconds_max"] > 0.02
+    assert extra["straggler/attention_seconds_min"] <= extra["straggler/attention_seconds_median"]

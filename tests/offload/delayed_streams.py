@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""Streams whose copies happen at random moments, as late as they may, and leave poison behind."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from k2_megatron.offload.streams import PlainStreams, bytes_of
+from torch import Tensor, UntypedStorage
+
+POISON = 0xFF  # a NaN in every format of floating-point numbers
+
+
+class DelayedStreams(PlainStreams):
+    """Two queues of copies; at each call a random number of them is done.
+
+    A storage that is given up is not emptied but filled with NaN, and so is one whose copy back
+    has not come: whoever reads it too early computes NaN, where an empty one would crash.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+        self._queues: dict[str, deque[tuple[int, Callable[[], None]]]] = {
+            "out": deque(),
+            "in": deque(),
+        }
+        self._count = 0
+        self.poisoned = 0
+
+    def host_memory(self, nbytes: int) -> Tensor:
+        return torch.full((nbytes,), POISON, dtype=torch.uint8)
+
+    def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
+        if after is not None:
+            self._until(after)  # a real stream waits for itself; the order is the same
+        return self._queue("out", lambda: place.copy_(bytes_of(storage)))
+
+    def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
+        def copy() -> None:
+            for place, storage in pairs:
+                bytes_of(storage).copy_(place)
+
+        return self._queue("in", copy)
+
+    def wait(self, mark: Any) -> None:
+        self._until(mark)
+        self._do_some()
+
+    def empty(self, storage: UntypedStorage) -> None:
+        bytes_of(storage).fill_(POISON)
+        self.poisoned += storage.nbytes()
+        self._do_some()
+
+    def allocate(self, storage: UntypedStorage, nbytes: int) -> None:
+        assert storage.nbytes() == nbytes
+
+    def _queue(self, name: str, copy: Callable[[], Any]) -> tuple[str, int]:
+        self._count += 1
+        self._queues[name].append((self._count, copy))
+        self._do_some()
+        return name, self._count
+
+    def _do_some(self) -> None:
+        for queue in self._queues.values():
+            while queue and self._random.random() < 0.2:
+                queue.popleft()[1]()
+
+    def _until(self, mark: tuple[str, int]) -> None:
+        queue = self._queues[mark[0]]
+        while queue and queue[0][0] <= mark[1]:
+            queue.popleft()[1]()
