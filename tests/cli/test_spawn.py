@@ -41,7 +41,9 @@ sys.exit(3)
 
 
 def _running(folder: Path, code: str):
-    return running_command(folder, [sys.executable, "-c", PARENT, RANK + code])
+    # The tests themselves may run under nohup, whose children would ignore SIGHUP, too.
+    listening = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n" + PARENT
+    return running_command(folder, [sys.executable, "-c", listening, RANK + code])
 
 
 def _listening(folder: Path, run) -> dict:
