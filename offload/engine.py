@@ -111,6 +111,7 @@ class OffloadEngine:
             if self._pool.sizes == tuple(sizes):
                 return
             self._pool.close()
+            self._pool = None  # before there are two of them
         self._pool = HostPool(sizes, self._streams)
 
     @contextmanager
@@ -193,6 +194,8 @@ class OffloadEngine:
         loads = self._layers[pack].loads
         if loads[index - 1].is_away:
             self._streams.wait(loads[index - 1].mark)
+            # Whoever saved them holds them now, and lets go when they are read.
+            loads[index - 1].items.clear()
         if index >= 2 and loads[index - 2].is_away:
             with torch.no_grad():
                 self._come(loads[index - 2])

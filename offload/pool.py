@@ -8,9 +8,11 @@ plan has room for; what finds no room stays on the device and is counted.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from k2_megatron.offload.sizes import PoolSize, aligned
 from k2_megatron.offload.streams import Streams
 from torch import Tensor
@@ -63,6 +65,9 @@ class HostPool:
         self.sizes = tuple(sizes)
         self._streams = streams
         self._memory = streams.host_memory(sum(size.total_bytes for size in sizes))
+        # Also where a run ends with the pool in use: pages must not go while they are locked.
+        self._finalizer = weakref.finalize(self, streams.free, self._memory)
+        self._finalizer.atexit = False
         self._free: dict[int, list[Block]] = {}
         self._taken: set[Block] = set()
         self._high_water = begin = 0
@@ -106,8 +111,11 @@ class HostPool:
     def close(self) -> None:
         """Give the memory back."""
         assert not self._taken
-        self._streams.free(self._memory)
+        self._finalizer()
+        for free in self._free.values():
+            free.clear()  # blocks and lists know each other, and no collector may come for long
         self._free = {}
+        self._memory = torch.empty(0, dtype=torch.uint8)
 
     def give_all(self) -> None:
         """Give back what is taken, after a schedule that did not come to its end."""

@@ -4,12 +4,18 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, UntypedStorage
+
+
+_TOUCHING_THREADS = 8
 
 
 def bytes_of(storage: UntypedStorage) -> Tensor:
@@ -127,14 +133,15 @@ class CudaStreams:
     def host_memory(self, nbytes: int) -> Tensor:
         """Page-locked memory.
 
-        Ordinary memory, registered: PyTorch's own allocator of page-locked memory rounds up to a
-        power of two. Registering touches every page in this process, so that memory is of the
-        NUMA node on which the launcher has put it.
+        Ordinary pages, registered: PyTorch's own allocator of page-locked memory rounds up to a
+        power of two. This process touches them first, so that they are of the NUMA node on which
+        the launcher has put it: large ones, by some threads, because one takes minutes for 50 GiB.
+        Forked readers of data do not get them: the kernel would copy locked pages at once.
 
         Raises:
             RuntimeError: the driver refuses to lock that much.
         """
-        memory = torch.empty(nbytes, dtype=torch.uint8)
+        memory = _pages(nbytes)
         if nbytes:
             code = _runtime().cudaHostRegister(memory.data_ptr(), nbytes, 0)
             if int(code) != 0:
@@ -195,6 +202,20 @@ class CudaStreams:
     def forget_waits(self) -> None:
         """Drop the events."""
         self._waits = []
+
+
+def _pages(nbytes: int) -> Tensor:
+    """uint8 [nbytes] of whole pages, touched."""
+    if not nbytes:
+        return torch.empty(0, dtype=torch.uint8)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_DONTFORK)
+    with suppress(OSError):  # a kernel may be built without large pages
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    memory = torch.frombuffer(pages, dtype=torch.uint8)
+    with ThreadPoolExecutor(_TOUCHING_THREADS) as threads:
+        list(threads.map(Tensor.zero_, memory.chunk(_TOUCHING_THREADS)))
+    return memory
 
 
 def _timed_event() -> Any:

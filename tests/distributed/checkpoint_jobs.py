@@ -24,7 +24,7 @@ from k2_megatron.train.state import SessionSaver, resume_session
 from tests.distributed.canonical import Rectangle
 from tests.distributed.jobs import build, parameters, steps
 
-ORDER = DataOrder(((0, DataOrder(((0, "the data order"),))),))
+ORDER = DataOrder(((0, "the data order"),))
 
 
 def held(session: Session) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from k2_megatron.offload.sizes import ALIGNMENT, PoolSize, pool_sizes, total_byt
 from k2_megatron.offload.slots import Itinerary, itinerary, slots_of
 from k2_megatron.offload.streams import PlainStreams, Streams
 
+from tests.live_storages import LiveStorages
 from tests.offload.delayed_streams import DelayedStreams
 from tests.offload.pipelines import itinerary_of, random_itinerary
 
@@ -144,6 +145,38 @@ def test_layers_travel_one_by_one_where_backward_follows_at_once(
             assert torch.equal(begins[0].grad, begins[1].grad)
     sent = 3 * 64 * max(0, num_layers - 2)
     assert engine.traffic == Traffic(sent=sent, fetched=sent)
+
+
+def test_layers_that_are_read_go_while_the_others_come_back() -> None:
+    """In backward as in forward, a device holds a few layers and not all of them."""
+    most = []
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, gradient):
+            most.append(sum(size == 4000 for _, size in live.alive()))
+            return 2 * ctx.saved_tensors[0] * gradient
+
+    engine = OffloadEngine(PlainStreams())
+    plan = itinerary_of(0, 1, 1, 1, overlap=False, num_layers=(20,))
+    engine.provide(pool_sizes(plan, [20 * 4096]))
+    with engine.running(plan), LiveStorages() as live:
+        seen = torch.ones(1000, requires_grad=True) * 1.0
+        engine.begin(forward=True, backward=False)
+        for _ in range(20):
+            engine.begin_layer(seen)
+            engine.take(seen)
+            seen = Square.apply(seen)
+        engine.begin(forward=False, backward=True)
+        seen.sum().backward()
+    assert engine.traffic.fetched == 18 * 4000
+    # The leaf, two or three layers' inputs, the last output, and gradients under way.
+    assert len(most) == 20 and max(most) <= 8, most
 
 
 def test_views_of_a_storage_travel_once_and_come_back_in_place() -> None:
