@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slice import start, turn
+from slice import SideFailedError, start, turn
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
@@ -66,7 +66,12 @@ def main() -> None:
             shape = ["--layers", str(count), "--ep", str(args.ep), "--hot", str(args.hot), "--held"]
             waiting = [(name, start([*SIDES[name], *shape], args.gpus)) for name in sides]
             for name, ranks in waiting:
-                (run,) = turn(name, ranks)
+                try:
+                    (run,) = turn(name, ranks)
+                except SideFailedError as error:
+                    print(error, flush=True)
+                    sides.remove(name)
+                    continue
                 found.setdefault((name, count), []).append(run)
                 seconds, held = 1e3 * run["seconds"], run["held_mib"]
                 print(f"{name}, {count} layers: {seconds:.1f} ms, {held} MiB", flush=True)

@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--optimizers", default="none", help="none, adamw, muon: each in turn")
     args = parser.parse_args()
     stand_in_for_apex()
+    if args.offload:
+        # Megatron-LM asks for it with Transformer Engine from 2.10 on.
+        os.environ["NVTE_CPU_OFFLOAD_V1"] = "1"
 
     from megatron.core import parallel_state
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec  # noqa: F401

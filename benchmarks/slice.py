@@ -36,6 +36,10 @@ OPTIMIZERS = {
 }
 
 
+class SideFailedError(Exception):
+    """A rank of one side ended with an error; the text has the end of what it said."""
+
+
 def main() -> None:
     """Run the turns and print the table."""
     parser = argparse.ArgumentParser()
@@ -133,7 +137,7 @@ def turn(name: str, ranks: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
         outputs = list(readers.map(lambda process: process.communicate(timeout=300), ranks))
     for process, (_, errors) in zip(ranks, outputs, strict=True):
         if process.returncode:
-            raise SystemExit(f"{name} failed:\n{errors[-4000:]}")
+            raise SideFailedError(f"{name} failed:\n{errors[-4000:]}")
     return [json.loads(line) for line in outputs[-1][0].splitlines() if line.startswith("{")]
 
 
