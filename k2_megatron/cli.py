@@ -22,9 +22,13 @@ from k2_megatron.launch.submit import add_launch_options, run_launch
 from k2_megatron.planner.cli import add_plan_options, run_plan
 from k2_megatron.planner.parameters import count_parameters
 from k2_megatron.planner.phases import phases_text
+from k2_megatron.train.events import EventLog
 from k2_megatron.train.status_text import add_status_parser, run_status
 
 BY_KEYBOARD = 130
+# What a shell says of a command whose reader has gone, as with `| head -1`: 128 + SIGPIPE.
+OUTPUT_CLOSED = 141
+_ONLY_PRINT = ("status", "plan", "validate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser(with_data=given[:1] == ["data"]).parse_args(given)
     try:
         code: int = args.run(args)
+        if args.command in _ONLY_PRINT:
+            sys.stdout.flush()
         return code
+    except BrokenPipeError:
+        if args.command not in _ONLY_PRINT:
+            raise
+        # Else the interpreter would flush into the closed pipe once more, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
     except UserError as error:
         print(f"k2-megatron: {error}", file=sys.stderr)
         return USER_ERROR
@@ -175,7 +187,14 @@ def _train_here(args: argparse.Namespace) -> int:
     given = [args.config, *(f"--set={override}" for override in args.overrides)]
     command = [sys.executable, "-m", "k2_megatron", "train", *given]
     folder = check_run_folder(config)
-    return spawn(command, num_ranks, folder.logs, again=lambda: is_at_handover(config, folder))
+    events = EventLog(folder.path, writes=True)
+    return spawn(
+        command,
+        num_ranks,
+        folder.logs,
+        again=lambda: is_at_handover(config, folder),
+        failed=lambda text: events.write("rank_failed", reason=text),
+    )
 
 
 def _default_ranks(config: Config, devices: int | None) -> int:

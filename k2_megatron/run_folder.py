@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "resolved_config.yaml"
 
     @property
+    def slurm_script(self) -> Path:
+        """What `launch` has submitted."""
+        return self.path / "slurm.sbatch"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that trains the run."""
         return self.path / ".lock"
@@ -97,7 +102,7 @@ class RunFolder:
     def holder(self) -> str | None:
         """Who holds the lock, or held it last; None where nobody ever did."""
         try:
-            return self.lock.read_text(encoding="utf-8").strip() or None
+            return self.lock.read_text(encoding="utf-8", errors="replace").strip() or None
         except OSError:
             return None
 

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, UntypedStorage
 
-
 _TOUCHING_THREADS = 8
 
 

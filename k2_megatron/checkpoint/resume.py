@@ -31,11 +31,19 @@ class Resumable:
     """Texts for the log: newer checkpoints that are damaged, saves that did not finish."""
 
 
-def find_resumable(folder: Path, ranks: Ranks, identity: Mapping[str, Any]) -> Resumable:
+def find_resumable(
+    folder: Path, ranks: Ranks, identity: Mapping[str, Any], *, before: int | None = None
+) -> Resumable:
     """Choose the newest checkpoint whose files are sound.
 
     Collective: the ranks divide the files of a checkpoint, read and verify them; the smallest
     choice is taken, and looked at again by those that had a newer one, until all have the same.
+
+    Args:
+        folder: of the run's checkpoints.
+        ranks: all of them.
+        identity: of the run.
+        before: only checkpoints of smaller steps are looked at; None: all.
 
     Raises:
         CheckpointError: on every rank, when checkpoints exist and all are damaged (going on from
@@ -45,6 +53,9 @@ def find_resumable(folder: Path, ranks: Ranks, identity: Mapping[str, Any]) -> R
     looking = f"looking in {folder} for a checkpoint to go on from"
     listings = ranks.together(looking, lambda: (list_steps(folder), list_partials(folder)))
     steps, torn = listings[0]
+    if before is not None:
+        looking += f", before step {before}"
+        steps = {step: path for step, path in steps.items() if step < before}
     state: dict[int, str | None] = {}
 
     def newest_sound(bound: int) -> int:
@@ -66,9 +77,9 @@ def find_resumable(folder: Path, ranks: Ranks, identity: Mapping[str, Any]) -> R
         if step > chosen
     ]
     if steps and chosen < 0:
+        anew = "move the folder away to start anew. " if before is None else ""
         raise CheckpointError(
-            f"{looking}: no whole one among {len(steps)}; move the folder away to start anew. "
-            + "; ".join(damaged)
+            f"{looking}: no whole one among {len(steps)}; {anew}" + "; ".join(damaged)
         )
     unfinished = [f"{path}: a save that did not finish, not used" for path in torn]
     return Resumable(path=steps.get(chosen), warnings=tuple(damaged + unfinished))

@@ -86,8 +86,8 @@ class ClusterConfig:
     time_limit: str | None = option(
         None,
         "Longest time of one start of the job (--time), in quotes. A requeued job gets it anew.",
-        pattern=r"(\d+-([01]\d|2[0-3])|\d+):[0-5]\d:[0-5]\d",
-        pattern_words="of the form 'HH:MM:SS' or 'DAYS-HH:MM:SS'",
+        pattern=r"(?!0+(-00)?:00:00)(\d+-([01]\d|2[0-3])|\d+):[0-5]\d:[0-5]\d",
+        pattern_words="of the form 'HH:MM:SS' or 'DAYS-HH:MM:SS', longer than 0",
     )
     save_before_limit_seconds: int = option(
         300,

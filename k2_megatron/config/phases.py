@@ -140,6 +140,23 @@ def last_step_here(phases: Sequence[Phase], step: int) -> int:
     return phases[-1].last_step
 
 
+def first_step_here(phases: Sequence[Phase], step: int) -> int:
+    """The first step that processes made for `step` can train: those before it need others."""
+    here = phase_at(phases, step)
+    for phase in reversed(phases[: here.index]):
+        if not runs_on(here.config, phase.config):
+            return phase.last_step + 1
+    return phases[0].first_step
+
+
+def reads_on(phase: Phase, other: Phase) -> bool:
+    """Whether two phases read the same corpora in the same length."""
+    return (phase.text, phase.config.schedule.seq_length) == (
+        other.text,
+        other.config.schedule.seq_length,
+    )
+
+
 def runs_on(built: Config, other: Config) -> bool:
     """Whether processes built for one phase can train the other: only numbers change."""
 

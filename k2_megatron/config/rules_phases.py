@@ -49,8 +49,8 @@ def refuse_phase_that_has_ended_before_it_begins(config: Config) -> Iterable[Ref
         if until is not None and 2 * (until - begin) < phase.step_tokens:
             yield Refusal(
                 (f"{key}.until_tokens",),
-                f"more than {begin}",
-                "the phases before it have consumed as many",
+                f"at least {begin + (phase.step_tokens + 1) // 2}",
+                f"the phases before it have consumed {begin}, and a step takes {phase.step_tokens}",
             )
 
 

@@ -31,6 +31,7 @@ def spawn(
     num_ranks: int,
     log_folder: Path,
     again: Callable[[], bool] = lambda: False,
+    failed: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Run `command` as `num_ranks` ranks over loopback.
 
@@ -43,6 +44,7 @@ def spawn(
         log_folder: made if it is not there.
         again: asked where the ranks have saved and ended without a signal: whether to start them
             anew, for a phase that needs other processes.
+        failed: told which rank failed and how.
 
     Returns:
         The exit code of the run: 0; 2, a user's mistake, which rank 0 or what is shown of a rank's
@@ -50,12 +52,14 @@ def spawn(
         signal at once; 1, a rank failed.
     """
     while True:
-        code, by_signal = _spawn_once(command, num_ranks, log_folder)
+        code, by_signal = _spawn_once(command, num_ranks, log_folder, failed)
         if code != INTERRUPTED or by_signal or not again():
             return code
 
 
-def _spawn_once(command: Sequence[str], num_ranks: int, log_folder: Path) -> tuple[int, bool]:
+def _spawn_once(
+    command: Sequence[str], num_ranks: int, log_folder: Path, failed: Callable[[str], None]
+) -> tuple[int, bool]:
     """Start the ranks and wait for them; the exit code, and whether a signal came."""
     ranks = _Ranks(log_folder)
     before = {number: signal.signal(number, ranks.forward) for number in _FORWARDED}
@@ -64,7 +68,7 @@ def _spawn_once(command: Sequence[str], num_ranks: int, log_folder: Path) -> tup
     try:
         ranks.start(command, num_ranks)
         ranks.wait()
-        return ranks.report(), ranks.got_signal
+        return ranks.report(failed), ranks.got_signal
     finally:
         ranks.close()
         for number, handler in before.items():
@@ -164,7 +168,7 @@ class _Ranks:
                 process.kill()
                 process.wait()
 
-    def report(self) -> int:
+    def report(self, failed: Callable[[str], None]) -> int:
         """Say on stderr which rank failed and why; the exit code of the run."""
         codes = [process.returncode for process in self._processes]
         culprit = self._worst() if self._culprit is None else self._culprit
@@ -179,7 +183,9 @@ class _Ranks:
             return 128 + self._signal
         assert culprit is not None, "only a signal keeps all ranks from starting"
         others = "; the other ranks were stopped" if len(codes) > 1 else ""
-        _say(f"rank {culprit} {_how(codes[culprit])}{others}")
+        text = f"rank {culprit} {_how(codes[culprit])}"
+        failed(text)
+        _say(f"{text}{others}")
         self._show_log(culprit)
         return FAILED
 

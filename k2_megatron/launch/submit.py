@@ -14,7 +14,6 @@ from k2_megatron.errors import ConfigError, UserError
 from k2_megatron.launch.slurm import Command, render
 from k2_megatron.run_folder import RunFolder
 
-SCRIPT_NAME = "slurm.sbatch"
 _SBATCH_SECONDS = 120
 
 
@@ -42,7 +41,7 @@ def run_launch(args: argparse.Namespace) -> int:
     check_data(config)  # here, and not when the nodes stand idle
     folder = check_run_folder(config)
     job = _submit(config, folder, script)
-    print(f"job {job} is submitted: {folder.path / SCRIPT_NAME}")
+    print(f"job {job} is submitted: {folder.slurm_script}")
     print(f"its log: {folder.logs / f'slurm_{job}.log'}")
     return 0
 
@@ -54,7 +53,7 @@ def _submit(config: Config, folder: RunFolder, script: str) -> str:
         ConfigError: the script cannot be written.
         UserError: SLURM is not here, or refuses the job.
     """
-    path = folder.path / SCRIPT_NAME
+    path = folder.slurm_script
     try:
         path.write_text(script, encoding="utf-8")
     except OSError as error:

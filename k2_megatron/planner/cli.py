@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
-from k2_megatron.config.phases import run_world_sizes
+from k2_megatron.config.phases import Phase, run_world_sizes
 from k2_megatron.errors import UserError
 from k2_megatron.planner.compare import compare_json, compare_text
 from k2_megatron.planner.fit import fit_json, fit_text, search
@@ -21,8 +21,13 @@ from k2_megatron.planner.job import job_of
 from k2_megatron.planner.layout_table import layout_table
 from k2_megatron.planner.nearest import nearest_text
 from k2_megatron.planner.page import plan_page
+from k2_megatron.planner.phase_peaks import (
+    PhasePeak,
+    job_to_plan,
+    peaks_of_phases,
+    peaks_text,
+)
 from k2_megatron.planner.phases import phase_to_plan, phases_json, phases_section, phases_text
-from k2_megatron.planner.place import within_memory
 from k2_megatron.planner.plan import Plan, as_json, make_plan
 from k2_megatron.planner.schedule_picture import schedule_file
 from k2_megatron.planner.text import plan_text
@@ -86,27 +91,34 @@ def run_plan(args: argparse.Namespace) -> int:
     config = phase.config
     if args.fit:
         return _fit(config, args)
-    jobs = [
-        within_memory(
-            job_of(
-                config,
-                count,
-                gpu=_gpu(config, args),
-                gpus_per_node=_gpus_per_node(config, args),
-                imbalance=args.imbalance,
-            )
-        )
-        for count in args.gpus or [_of_cluster(config) or _smallest(run)]
-    ]
-    if len(jobs) > 1:
+    make_job = partial(
+        job_of,
+        gpu=_gpu(config, args),
+        gpus_per_node=_gpus_per_node(config, args),
+        imbalance=args.imbalance,
+    )
+    counts = args.gpus or [_of_cluster(config) or _smallest(run)]
+    peaks = [peaks_of_phases(run, partial(make_job, num_gpus=count)) for count in counts]
+    plans = [make_plan(job_to_plan(one[phase.index])) for one in peaks]
+    if len(plans) > 1:
         for option, file in _files(args):
             raise UserError(f"{option} shows one number of GPUs; --gpus has several: {file}")
-        plans = [make_plan(job) for job in jobs]
+        if phase.name and not args.json:
+            print("\n\n".join(map(peaks_text, peaks)))
+            print(f"\nPlan of phase {phase.name}; --phase plans another\n")
         print(json.dumps(compare_json(plans), indent=1) if args.json else compare_text(plans))
         return 0
-    plan = make_plan(jobs[0])
+    _show(run, phase, plans[0], peaks[0], args)
+    return 0
+
+
+def _show(
+    run: Config, phase: Phase, plan: Plan, peaks: Sequence[PhasePeak], args: argparse.Namespace
+) -> None:
+    """Print the plan for one number of GPUs and write the files that were asked for."""
+    fits = peaks_text(peaks) if phase.name else ""
     pages: dict[str, Callable[[Plan], str]] = {
-        "--html": partial(plan_page, phases=phases_section(run)),
+        "--html": partial(plan_page, phases=phases_section(run, fits)),
         "--schedule": schedule_file,
     }
     for option, file in _files(args):
@@ -115,11 +127,12 @@ def run_plan(args: argparse.Namespace) -> int:
         except OSError as error:
             raise UserError(f"{option} {file}: {error.strerror}") from None
     if args.json:
-        phases = {"phase": phase.name, "phases": phases_json(run)} if phase.name else {}
+        phases = {"phase": phase.name, "phases": phases_json(run, peaks)} if phase.name else {}
         print(json.dumps({**as_json(plan), **phases}, indent=1))
-        return 0
+        return
     if phase.name:
-        print(f"{phases_text(run)}\n\nPlan of phase {phase.name}; --phase plans another\n")
+        print(f"{phases_text(run)}\n\n{fits}\n")
+        print(f"Plan of phase {phase.name}; --phase plans another\n")
     print(plan_text(plan))
     if plan.job.degrees.pipeline > 1:
         print("\nLayers by pipeline rank, forward and backward of a micro-batch\n")
@@ -128,7 +141,6 @@ def run_plan(args: argparse.Namespace) -> int:
         print(f"\n{nearest_text(plan)}")
     for option, file in _files(args):
         print(f"\n{'page' if option == '--html' else 'schedule'}: {file}")
-    return 0
 
 
 def _files(args: argparse.Namespace) -> list[tuple[str, Path]]:

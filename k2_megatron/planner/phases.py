@@ -7,6 +7,7 @@ Of a run without phases there is nothing to tell.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -15,6 +16,7 @@ from k2_megatron.config.learning_rate import courses_of, learning_rate
 from k2_megatron.config.phases import CHANGED_SECTIONS, Phase, phases_of, runs_on
 from k2_megatron.config.schedule import PhaseConfig
 from k2_megatron.errors import UserError
+from k2_megatron.planner.phase_peaks import PhasePeak
 from k2_megatron.planner.svg import INK, NOTE, box, opening, text
 
 _POINTS = 64  # of each phase's curve
@@ -70,7 +72,7 @@ def phases_text(config: Config) -> str:
     )
 
 
-def phases_json(config: Config) -> list[dict[str, Any]]:
+def phases_json(config: Config, peaks: Sequence[PhasePeak]) -> list[dict[str, Any]]:
     """The table as numbers; rates are those of the first and of the last step."""
     courses = courses_of(config)
     return [
@@ -84,14 +86,20 @@ def phases_json(config: Config) -> list[dict[str, Any]]:
             "global_batch_size": phase.config.schedule.global_batch_size,
             "first_lr": learning_rate(courses, phase.first_step),
             "last_lr": learning_rate(courses, phase.last_step),
+            "peak_bytes": peak.peak_bytes,
+            "fits": peak.fits,
         }
-        for phase in phases_of(config)
+        for phase, peak in zip(phases_of(config), peaks, strict=True)
         if phase.name
     ]
 
 
-def phases_section(config: Config) -> str:
-    """A section of the plan's page: the table, learning rate and batch over tokens; or nothing."""
+def phases_section(config: Config, fits: str) -> str:
+    """A section of the plan's page: the table, learning rate and batch over tokens; or nothing.
+
+    Args:
+        fits: which phases fit, as text.
+    """
     if not config.schedule.phases:
         return ""
     return "\n".join(
@@ -100,7 +108,7 @@ def phases_section(config: Config) -> str:
             _picture(config),
             '<p class="note">Learning rate (line) and tokens of a step (bars) over the tokens '
             "consumed. A dashed line: new processes.</p>",
-            f"<pre>{escape(phases_text(config))}</pre>",
+            f"<pre>{escape(phases_text(config))}\n\n{escape(fits)}</pre>",
         ]
     )
 

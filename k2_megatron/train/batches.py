@@ -55,7 +55,7 @@ class Text:
         config = session.run_config
         stages = session.model.layout.chunks(session.topology.pp.rank)
         self._reads = any(s.embedding or s.loss or s.mtp_layers for s in stages)
-        here = range(session.phase.first_step, session.last_step_here + 1)
+        here = range(session.first_step_here, session.last_step_here + 1)
         self._rows = [
             (request, *self._open(request, config.data.cache_folder))
             for request in requests_of(config)

@@ -94,7 +94,7 @@ class CallbackList:
     def on_rollback(self, step: int) -> None:
         """Let every callback forget what came after `step`."""
         for callback in self._callbacks:
-            callback.on_rollback(step)
+            self._try(callback, partial(callback.on_rollback, step))
 
     def on_train_end(self) -> None:
         """Let every callback finish a run that ended in order."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "events.jsonl"
+NEXT_PHASE = "the next phase"
+"""Why a run stopped that goes on in other processes by plan."""
 
 
 class EventLog:
@@ -50,8 +52,8 @@ def read_events(run_folder: Path) -> list[dict[str, Any]]:
         return []
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             values = json.loads(line)
-            if isinstance(values, dict) and "event" in values:
+            if isinstance(values, dict) and isinstance(values.get("event"), str):
                 found.append(values)
     return found

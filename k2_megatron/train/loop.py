@@ -11,10 +11,12 @@ from functools import partial
 
 from k2_megatron.config.config import Config
 from k2_megatron.data.request import DataOrder
+from k2_megatron.launch.agreement import agree
 from k2_megatron.launch.signals import StopSignals
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.batches import Batch, Text
 from k2_megatron.train.callbacks import CallbackList
+from k2_megatron.train.events import NEXT_PHASE
 from k2_megatron.train.garbage import GarbageCollection
 from k2_megatron.train.guards.guards import Guards
 from k2_megatron.train.guards.rollback import roll_back
@@ -87,6 +89,7 @@ class Loop:
             run.say(
                 f"nothing to do: step {start} is done, and the run ends after step {self._last}"
             )
+            guards.events.write("ended", step=start)
             return DONE
         self._traces.start(start)
         with guards.watchdog:
@@ -104,7 +107,7 @@ class Loop:
             return STOPPED
         if self._hands_over:
             run.say(describe_handover(run.session))
-            guards.events.write("stopped", step=self._last, reason="the next phase")
+            guards.events.write("stopped", step=self._last, reason=NEXT_PHASE)
             return STOPPED
         kept = run.folder.checkpoints if self._config.checkpoint.save_at_end else "not saved"
         run.say(f"step {self._last} of {self._config.schedule.train_steps} is done: {kept}")
@@ -146,10 +149,11 @@ class Loop:
         return None
 
     def _enter_phase(self, step: int) -> None:
-        """Go on in the phase of a step; say so where it begins."""
+        """Go on in the phase of a step; say so where it begins, and tell the guards."""
         session = self._session.at(step)
         if session.phase.name and session.phase.first_step == step:
             self._run.say(describe_phase(session))
+        self._guards.enter(session.phases, step)
         self._session = session
 
     def _report(self, step: int, outcome: StepOutcome, seconds: float) -> None:
@@ -185,19 +189,25 @@ class Loop:
     def _roll_back(self, spike: Spike) -> int | None:
         """Go back to before a spike; the step to go on after, None where there is none."""
         run = self._run
-        self._guards.watchdog.enter(f"the rollback after step {spike.last}")
-        self._saver.finish()
-        back = roll_back(run.session, run.folder, run.data_order, self._guards, spike, run.say)
+        enter = partial(self._guards.watchdog.enter, f"the rollback after step {spike.last}")
+        enter()
+        self._saver.finish(waiting=enter)
+        enter()
+        back = roll_back(
+            run.session, run.folder, run.data_order, self._guards, spike, run.say, enter
+        )
         if back is not None:
-            run.callbacks.on_rollback(back)
+            agree(lambda: run.callbacks.on_rollback(back))
         return back
 
     def _look_at_skips(self, step: int, batch: list[Batch]) -> None:
         """End the run with a diagnosis where it is time; a save that goes on is waited for."""
         if self._guards.skipped.in_a_row < self._config.run.max_consecutive_skipped_steps:
             return
-        self._guards.watchdog.enter(f"the diagnosis of step {step}")
-        self._saver.finish()
+        enter = partial(self._guards.watchdog.enter, f"the diagnosis of step {step}")
+        enter()
+        self._saver.finish(waiting=enter)
+        enter()
         self._guards.stop(self._session, step, batch, self._run.folder.checkpoints)
 
     def _is_due(self, step: int, every: int | None) -> bool:

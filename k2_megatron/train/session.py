@@ -14,7 +14,13 @@ from megatron.core.distributed import finalize_model_grads
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.learning_rate import Course, courses_of, learning_rate
-from k2_megatron.config.phases import Phase, last_step_here, phase_at, phases_of
+from k2_megatron.config.phases import (
+    Phase,
+    first_step_here,
+    last_step_here,
+    phase_at,
+    phases_of,
+)
 from k2_megatron.config.resolve import WorldSizes, resolve_world
 from k2_megatron.model.attention_layers import transformer_layers
 from k2_megatron.model.build import Model, build_model
@@ -54,6 +60,11 @@ class Session:
     def config(self) -> Config:
         """Of the phase."""
         return self.phase.config
+
+    @cached_property
+    def first_step_here(self) -> int:
+        """The first step of the phases that these processes can train: a rollback may reach it."""
+        return first_step_here(self.phases, self.phase.first_step)
 
     @cached_property
     def last_step_here(self) -> int:

@@ -21,7 +21,7 @@ from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.checkpoint.resume import find_resumable, load
 from k2_megatron.checkpoint.saving import Belonging, Saver
 from k2_megatron.checkpoint.weights import WEIGHT
-from k2_megatron.config.phases import phase_at, runs_on
+from k2_megatron.config.phases import phase_at
 from k2_megatron.data.request import DataOrder
 from k2_megatron.errors import CheckpointError
 from k2_megatron.parallel import megatron_state
@@ -133,20 +133,33 @@ class Resumed:
     guards: Mapping[str, Any] = field(default_factory=dict)
 
 
-def resume_session(session: Session, folder: RunFolder, order: DataOrder) -> Resumed:
+def resume_session(
+    session: Session, folder: RunFolder, order: DataOrder, *, before: int | None = None
+) -> Resumed:
     """Restore the newest whole checkpoint if there is one. Collective.
+
+    Args:
+        session: the run.
+        folder: its folder.
+        order: of the data.
+        before: only checkpoints of smaller steps are looked at; None: all.
 
     Raises:
         CheckpointError: it belongs to another model, optimizer or data order, to other phases
             before its step, or to a phase that these processes are not made for.
     """
     ranks = _ranks(session)
-    found = find_resumable(folder.checkpoints, ranks, identity(session.run_config))
+    found = find_resumable(folder.checkpoints, ranks, identity(session.run_config), before=before)
     if found.path is None:
         return Resumed(step=0, path=None, warnings=found.warnings)
     path, manifest = found.path, read_manifest(found.path)
     if not manifest.weights_only:
         _check_past(session, path, manifest, order)
+    elif before is not None:
+        raise CheckpointError(
+            f"{path}: weights alone cannot be gone back to, and checkpoints between it and step "
+            f"{before} are damaged: move newer ones away and start again"
+        )
     holdings, shapes = run_holdings(session), run_matrices(session)
     if manifest.weights_only:
         holdings = [holding for holding in holdings if holding.kind == WEIGHT]
@@ -197,10 +210,11 @@ def _check_past(session: Session, path: Path, manifest: Manifest, order: DataOrd
             f"{added}"
         )
     phase = phase_at(session.phases, step + 1)
-    if not runs_on(session.config, phase.config):
+    if not session.first_step_here <= phase.first_step <= session.last_step_here:
         raise CheckpointError(
             f"{path}: it goes on in phase {phase.name}, and these processes were made for phase "
-            f"{session.phase.name}: move newer checkpoints away, which are damaged, and start again"
+            f"{session.phase.name}; newer checkpoints are damaged or cannot be gone back to: move "
+            "them away and start again"
         )
 
 

@@ -17,11 +17,12 @@ from k2_megatron.config.loader import load_config
 from k2_megatron.errors import UserError
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train import tags
-from k2_megatron.train.events import read_events
+from k2_megatron.train.events import NEXT_PHASE, read_events
 from k2_megatron.train.jsonl import FILE_NAME, parse_line
 
 _RECENT_STEPS = 20
 _CHUNK_BYTES = 1 << 20
+_REASON_LENGTH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,14 @@ class Status:
         step, last_step: the last logged one, and the one after which the run ends.
         loss, valid_loss: of that step, and of the last validation.
         line_age_seconds: since the last line of metrics.
-        checkpoint, checkpoint_step, checkpoint_age_seconds: the newest whole one.
+        checkpoint, checkpoint_step, checkpoint_age_seconds: the newest with every file at its size;
+            their checksums are not verified.
         saving: checkpoints that are being written, or that a dead process left unfinished.
         tokens_per_second, tflops_per_device, step_seconds: medians of the last logged steps.
         eta_seconds: of the steps that are left, without validations and saves.
-        ended: what the last start came to, if it ended in order.
+        restarts: starts beside the first and those that a next phase needs.
+        ended: what the last start came to, if anybody has said so.
+        submitted: `launch` has made a job of it, and no start is known.
     """
 
     run: str
@@ -59,6 +63,7 @@ class Status:
     checkpoint_age_seconds: float | None
     saving: tuple[str, ...]
     starts: int
+    restarts: int
     skipped_steps: int
     rollbacks: int
     failed_saves: int
@@ -67,6 +72,7 @@ class Status:
     step_seconds: float | None
     eta_seconds: float | None
     ended: str | None
+    submitted: bool
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data; numbers that are not finite are None."""
@@ -84,11 +90,12 @@ def find_run(given: str) -> RunFolder:
     """
     for path in (Path(given), Path("runs") / given):
         folder = RunFolder(path)
-        if any(file.exists() for file in (folder.resolved_config, folder.lock)):
+        files = (folder.resolved_config, folder.lock, folder.slurm_script)
+        if any(file.exists() for file in files):
             return folder
     raise UserError(
         f"{given}: not the folder of a run, and no run of that name in runs/; allowed: a folder "
-        "that `k2-megatron train` has made, or its name where it lies in runs/"
+        "that `k2-megatron train` or `launch` has made, or its name where it lies in runs/"
     )
 
 
@@ -105,56 +112,92 @@ def status_of(folder: RunFolder) -> Status:
     valid = next((line for line in [*recent, *_until_valid(lines)] if "valid_loss" in line), {})
     events = read_events(folder.path)
     starts = [event for event in events if event["event"] == "start"]
-    endings = [event for event in events if event["event"] in _ENDINGS or event["event"] == "start"]
     checkpoint = latest(folder.checkpoints)
     config = load_config(folder.resolved_config) if folder.resolved_config.exists() else None
     last = None if config is None else config.run.stop_after_step or config.schedule.train_steps
-    step = newest.get("step", starts[-1]["step"] if starts else 0)
+    start = starts[-1] if starts else {}
+    step = newest.get("step", int(_number(start, "step") or 0))
     seconds = _median(recent, "step_seconds")
     return Status(
         run=str(folder.path),
         alive=folder.is_claimed(),
         holder=folder.holder(),
-        slurm_job=starts[-1].get("slurm_job") if starts else None,
-        world_size=starts[-1].get("world_size") if starts else None,
+        slurm_job=start.get("slurm_job"),
+        world_size=start.get("world_size"),
         step=step,
         last_step=last,
-        consumed_tokens=newest.get("consumed_tokens", 0),
-        loss=newest.get("loss"),
-        valid_loss=valid.get("valid_loss"),
+        consumed_tokens=int(_number(newest, "consumed_tokens") or 0),
+        loss=_number(newest, "loss"),
+        valid_loss=_number(valid, "valid_loss"),
         valid_step=valid.get("step"),
-        grad_norm=newest.get("grad_norm"),
+        grad_norm=_number(newest, "grad_norm"),
         line_age_seconds=_age(folder.path / FILE_NAME) if newest else None,
         checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_step=None if checkpoint is None else int(checkpoint.name.split("_")[1]),
         checkpoint_age_seconds=None if checkpoint is None else _age(checkpoint / "manifest.json"),
         saving=tuple(path.name for path in list_partials(folder.checkpoints)),
         starts=len(starts),
-        skipped_steps=int(newest.get("extra", {}).get(tags.SKIPPED_STEPS, 0)),
+        restarts=_restarts(events),
+        skipped_steps=_skipped(newest),
         rollbacks=sum(event["event"] == "rollback" for event in events),
         failed_saves=sum(event["event"] == "save_failed" for event in events),
         tokens_per_second=_median(recent, "tokens_per_second"),
         tflops_per_device=_median(recent, "tflops_per_device"),
         step_seconds=seconds,
         eta_seconds=None if seconds is None or last is None else seconds * max(last - step, 0),
-        ended=_ending(endings[-1]) if endings else None,
+        ended=_ending(events),
+        submitted=folder.slurm_script.exists() and not starts and not folder.lock.exists(),
     )
 
 
 _ENDINGS = {
     "ended": "done",
-    "stopped": "stopped",
     "diagnosis": "ended: too many skipped steps",
     "rollback_refused": "ended: too many spikes of the loss",
     "hang": "ended: no progress",
 }
 
 
-def _ending(event: dict[str, Any]) -> str | None:
-    """What became of the last start; None where it has not said so."""
-    if event["event"] == "stopped":
-        return f"stopped ({event['reason']}), a checkpoint saved"
-    return _ENDINGS.get(event["event"])
+def _ending(events: Sequence[dict[str, Any]]) -> str | None:
+    """What became of the last start; None where nobody has said so."""
+    found, launcher = None, None
+    for event in events:
+        name, reason = event["event"], _first_line(event.get("reason"))
+        if name == "start":
+            found = launcher = None
+        elif name == "stopped":
+            found = f"stopped ({reason}), a checkpoint saved"
+        elif name == "failed":
+            found = f"ended: {reason}"
+        elif name == "rank_failed":
+            launcher = f"ended: {reason}"
+        else:
+            found = _ENDINGS.get(name, found)
+    # The launcher sees that a rank has ended; the run itself knows why.
+    return found or launcher
+
+
+def _first_line(reason: object) -> str:
+    lines = str(reason or "").splitlines() or ["no reason given"]
+    return lines[0] if len(lines[0]) <= _REASON_LENGTH else f"{lines[0][:_REASON_LENGTH]}..."
+
+
+def _restarts(events: Sequence[dict[str, Any]]) -> int:
+    """Starts after the first; one that goes on with the next phase was planned."""
+    count, started, planned = 0, False, False
+    for event in events:
+        if event["event"] == "start":
+            count += started and not planned
+            started, planned = True, False
+        elif event["event"] == "stopped":
+            planned = event.get("reason") == NEXT_PHASE
+    return count
+
+
+def _skipped(line: dict[str, Any]) -> int:
+    extra = line.get("extra")
+    count = _number(extra, tags.SKIPPED_STEPS) if isinstance(extra, dict) else None
+    return int(count) if count is not None and math.isfinite(count) else 0
 
 
 def _until_valid(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -170,8 +213,15 @@ def _take(lines: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def _median(lines: Sequence[dict[str, Any]], key: str) -> float | None:
-    values = [line[key] for line in lines if key in line]
+    found = (_number(line, key) for line in lines)
+    values = [value for value in found if value is not None and math.isfinite(value)]
     return median(values) if values else None
+
+
+def _number(line: dict[str, Any], key: str) -> float | None:
+    """A value of a line; None where it is not there, or is no number."""
+    value = line.get(key)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _age(path: Path) -> float | None:

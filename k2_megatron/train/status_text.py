@@ -45,6 +45,8 @@ def status_text(status: Status) -> str:
 def _process(status: Status) -> str:
     job = f", SLURM job {status.slurm_job}" if status.slurm_job else ""
     ranks = f", {status.world_size} ranks" if status.world_size else ""
+    if status.submitted:
+        return "not started yet: `launch` has made its job"
     if status.alive:
         return f"training: {status.holder}{ranks}{job}"
     if status.alive is None:
@@ -63,7 +65,9 @@ def _progress(status: Status) -> str:
 def _losses(status: Status) -> str:
     if status.loss is None:
         return "no step is logged yet"
-    text = f"{status.loss:.4f}, gradient norm {status.grad_norm:.3f}"
+    text = f"{status.loss:.4f}"
+    if status.grad_norm is not None:
+        text += f", gradient norm {status.grad_norm:.3f}"
     if status.valid_loss is not None:
         text += f"; validation {status.valid_loss:.4f} after step {status.valid_step}"
     return text
@@ -72,10 +76,10 @@ def _losses(status: Status) -> str:
 def _speed(status: Status) -> str:
     if status.tokens_per_second is None or status.step_seconds is None:
         return "-"
-    text = (
-        f"{format_count(status.tokens_per_second)} tokens/s, {status.tflops_per_device:.3f} "
-        f"TFLOP/s/device, {status.step_seconds:.3g} s a step"
-    )
+    text = f"{format_count(status.tokens_per_second)} tokens/s, "
+    if status.tflops_per_device is not None:
+        text += f"{status.tflops_per_device:.3f} TFLOP/s/device, "
+    text += f"{status.step_seconds:.3g} s a step"
     if status.eta_seconds:
         text += f"; {format_duration(status.eta_seconds)} left in steps alone"
     return text
@@ -83,10 +87,10 @@ def _speed(status: Status) -> str:
 
 def _checkpoint(status: Status) -> str:
     if status.checkpoint is None or status.checkpoint_age_seconds is None:
-        text = "none is whole yet"
+        text = "none is complete yet"
     else:
         age = format_duration(status.checkpoint_age_seconds)
-        text = f"{status.checkpoint}, whole, {age} old"
+        text = f"{status.checkpoint}, complete, {age} old"
     if status.saving:
         doing = "being written" if status.alive else "unfinished"
         text += f"; {doing}: {', '.join(status.saving)}"
@@ -95,7 +99,7 @@ def _checkpoint(status: Status) -> str:
 
 def _faults(status: Status) -> str:
     counts = (
-        (max(status.starts - 1, 0), "restart"),
+        (status.restarts, "restart"),
         (status.skipped_steps, "skipped step"),
         (status.rollbacks, "rollback"),
         (status.failed_saves, "failed save"),

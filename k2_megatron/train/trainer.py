@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.memory import MemoryConfig
+from k2_megatron.errors import UserError
 from k2_megatron.launch.agreement import agree, from_first_rank
 from k2_megatron.launch.preflight import check_run_folder
 from k2_megatron.launch.process_group import process_group
@@ -107,6 +108,9 @@ def _train_alone(run: Run) -> int:
         with GarbageCollection() as garbage:
             code = Loop(run, guards, garbage).train(start)
         run.callbacks.on_train_end()
+    except UserError as error:
+        guards.events.write("failed", reason=str(error))
+        raise
     finally:
         run.callbacks.close()
     _tell_where_the_curves_are(run)

@@ -10,8 +10,8 @@ from k2_megatron.checkpoint.resume import find_resumable
 from k2_megatron.errors import CheckpointError
 
 
-def _resumable(folder, rank, world_size=WORLD_SIZE, identity=IDENTITY):
-    return find_resumable(folder, Ranks(rank, world_size), identity)
+def _resumable(folder, rank, world_size=WORLD_SIZE, identity=IDENTITY, before=None):
+    return find_resumable(folder, Ranks(rank, world_size), identity, before=before)
 
 
 def _flip(path):
@@ -38,6 +38,16 @@ def test_newest_is_chosen(three_steps, two_ranks):
     for found in two_ranks(lambda rank: _resumable(three_steps, rank)):
         assert found.path == three_steps / "step_00000030"
         assert found.warnings == ()
+
+
+def test_only_steps_before_a_bound_are_looked_at(three_steps, two_ranks):
+    for found in two_ranks(lambda rank: _resumable(three_steps, rank, before=30)):
+        assert found.path == three_steps / "step_00000020"
+    _flip(three_steps / "step_00000010" / "index.json")
+    for error in two_ranks(lambda rank: _resumable(three_steps, rank, before=20)):
+        assert isinstance(error, CheckpointError)
+        told = "to go on from, before step 20: no whole one among 1; step 10 is damaged"
+        assert told in str(error)
 
 
 @pytest.mark.parametrize("name", ["index.json", "rank_00000.bin", "rank_00001.pt"])

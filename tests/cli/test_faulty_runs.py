@@ -8,7 +8,7 @@ import json
 import re
 import time
 
-from tests.cli.commands import assert_gone, k2, running
+from tests.cli.commands import COMMAND, assert_gone, k2, running, running_command
 
 
 def test_a_learning_rate_that_is_too_high_ends_with_a_diagnosis(place):
@@ -31,6 +31,20 @@ def test_a_learning_rate_that_is_too_high_ends_with_a_diagnosis(place):
     assert found["ended"] == "ended: too many skipped steps"
 
 
+def test_a_disk_that_is_full_is_told_by_status(place):
+    """`status` said that the run had ended without a word, though the run had told why."""
+    words = [*COMMAND, "train", "tiny.yaml", "--set=run.name=full", "--set=run.stop_after_step=2"]
+    words += ["--set=parallel.pipeline_model_parallel_size=1", "--set=logging.tensorboard=false"]
+    words += ["--set=logging.valid_every_steps=null", "--nproc=1"]
+    # KiB that a file may have; that of the checkpoint has 320.
+    limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash", *words]
+    with running_command(place, limited) as run:
+        done = run.done()
+    assert done.code == 2 and "[Errno 27] File too large" in done.err, done
+    status = k2(place, "status", "full")
+    assert "none is training; ended: saving step 2 in " in status.out, status
+
+
 def test_a_stopped_process_ends_the_job(place):
     """It cannot even say where it stands; the others do, and the launcher ends it."""
     command = ("train", "tiny.yaml", "--set=run.name=stopped", "--set=schedule.train_steps=100000")
@@ -47,4 +61,5 @@ def test_a_stopped_process_ends_the_job(place):
     assert "  the others wait for rank 1\n" in done.err
     assert "(it waits for other ranks)" in done.err
     assert (place / "runs/stopped/logs/hang_in_start_1/rank_00000.txt").exists()
+    assert "none is training; ended: no progress" in k2(place, "status", "stopped").out
     assert_gone(ranks)

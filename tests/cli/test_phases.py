@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,12 +77,16 @@ def test_validate_and_plan_know_phases(phased):
     first = k2(phased, "plan", "phased.yaml", "--html", "plan.html")
     assert first.code == 0 and "Plan of phase warmup; --phase plans another" in first.out
     assert "2 micro-batches of 2 x 32 a pipeline" in first.out
+    fits = [line.split() for line in first.out.split("\n\n")[1].splitlines()]
+    assert [line[:2] for line in fits] == [[name, "fits"] for name in ("warmup", "main", "long")]
     page = (phased / "plan.html").read_text()
+    assert "\nlong    fits  peak" in page
     assert page.count("<polyline") == 1 and page.count('stroke-dasharray="5 4"') == 1
     named = k2(phased, "plan", "phased.yaml", "--phase", "long", "--json")
     plan = json.loads(named.out)
     assert plan["phase"] == "long" and plan["num_microbatches"] == 4
     assert [phase["last_step"] for phase in plan["phases"]] == [2, 4, 6]
+    assert [phase["fits"] for phase in plan["phases"]] == [True] * 3
     assert_refused(
         k2(phased, "plan", "phased.yaml", "--phase", "lang"),
         "--phase lang: allowed: warmup, main, long",
@@ -90,6 +95,20 @@ def test_validate_and_plan_know_phases(phased):
         k2(phased, "plan", "tiny.yaml", "--phase", "main"),
         "--phase main: the configuration has no schedule.phases",
     )
+
+
+def test_plan_says_which_phase_does_not_fit(phased):
+    """The first phase was planned, and fits; nothing was said of the last."""
+    text = PHASED.replace("seq_length: 64", "seq_length: 67108864")
+    (phased / "phased.yaml").write_text(text)
+    done = k2(phased, "plan", "phased.yaml", "--gpus", "1")
+    assert done.code == 0
+    rows = [" ".join(line.split()) for line in done.out.split("\n\n")[1].splitlines()]
+    assert rows[0].startswith("warmup fits peak ") and rows[0].endswith(" of 76.1 GiB 1 x H100")
+    assert rows[1].startswith("main fits peak ") and rows[2].startswith("long DOES NOT FIT peak ")
+    several = k2(phased, "plan", "phased.yaml", "--gpus", "1,2,4", "--phase", "long")
+    assert several.out.count("DOES NOT FIT") == 3
+    assert re.search(r"warmup +CANNOT RUN +4 x H100\n", several.out), several.out
 
 
 def test_number_of_ranks_that_one_phase_cannot_use(phased):

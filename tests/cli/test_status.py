@@ -5,7 +5,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
+
+import pytest
 
 from tests.cli.commands import assert_refused, k2, running
 
@@ -49,6 +54,17 @@ def test_a_run_that_is_done(whole_run, place):
     assert (found["step"], found["last_step"], found["valid_step"]) == (8, 8, 8)
     assert (found["alive"], found["ended"], found["starts"]) == (False, "done", 1)
     assert found["checkpoint"] == "runs/whole/checkpoints/step_00000008"
+
+
+@pytest.mark.parametrize("command", [("status", "whole"), ("validate", "tiny.yaml")])
+def test_a_reader_that_has_enough(whole_run, place, command):
+    """As `| head -1`: a traceback, or the interpreter's complaint at its end."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "k2_megatron", *command]
+    done = subprocess.run(words, cwd=place, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_run_that_is_not_there(place):

@@ -99,3 +99,4 @@ def test_stopped_and_resumed_run_equals_the_whole_one(place, whole_run):
     assert again.code == 0
     assert "nothing to do: step 8 is done, and the run ends after step 5\n" in again.out
     assert len(metrics(run)) == 8
+    assert "process    none is training; done\n" in k2(place, "status", "halves").out

@@ -49,8 +49,8 @@ PHASE_CASES = [
     (
         "refuse_phase_that_has_ended_before_it_begins",
         ("23_040", "12_000"),
-        "c.yaml:9: schedule.phases[2].until_tokens: given 12000; allowed: more than 12800; the "
-        "phases before it have consumed as many",
+        "c.yaml:9: schedule.phases[2].until_tokens: given 12000; allowed: at least 13312; the "
+        "phases before it have consumed 12800, and a step takes 1024",
     ),
     (
         "refuse_phase_name_given_twice",

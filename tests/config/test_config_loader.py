@@ -90,6 +90,14 @@ VALUES = [
     ("optimizer.muon_ns_coefficients={a: 1}", "a mapping", "a list of 3 numbers"),
     ("optimizer.muon_ns_coefficients=[]", "a list of 0 items", "a list of 3 numbers"),
     ("optimizer.muon_ns_coefficients=[1.5]", "a list of 1 item", "a list of 3 numbers"),
+    *[
+        (
+            f"cluster.time_limit='{none}'",
+            f"'{none}' (text)",
+            "text of the form 'HH:MM:SS' or 'DAYS-HH:MM:SS', longer than 0, or null",
+        )
+        for none in ("0:00:00", "00:00:00", "0-00:00:00")
+    ],
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from k2_megatron.config.dump import dump_config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.phases import (
     check_world_size,
+    first_step_here,
     last_step_here,
     phase_at,
     phases_of,
@@ -73,6 +74,9 @@ def test_where_a_step_belongs_and_how_far_processes_go(tmp_path):
     assert [phase_at(table, step).name for step in steps] == names
     assert [last_step_here(table, step) for step in (1, 5, 26, 35, 36, 40)] == [
         35, 35, 35, 35, 39, 42,
+    ]  # fmt: skip
+    assert [first_step_here(table, step) for step in (1, 5, 26, 35, 36, 40)] == [
+        1, 1, 1, 1, 36, 40,
     ]  # fmt: skip
 
 

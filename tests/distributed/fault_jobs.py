@@ -10,25 +10,27 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from k2_megatron.parallel.flat_shards import flat_shards
 
 from k2_megatron.config.loader import load_config
-from k2_megatron.config.resolve import resolve
-from k2_megatron.errors import CheckpointError, TrainingStoppedError
+from k2_megatron.errors import TrainingStoppedError, UserError
 from k2_megatron.launch.preflight import check_run_folder
 from k2_megatron.launch.signals import StopSignals
 from k2_megatron.model.attention_layers import transformer_layers
 from k2_megatron.platform.select import current_platform
+from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.batches import Batch, Text, check_text
 from k2_megatron.train.callbacks import CallbackList
 from k2_megatron.train.garbage import GarbageCollection
 from k2_megatron.train.guards.guards import Guards
+from k2_megatron.train.guards.saves import GuardedSaver
 from k2_megatron.train.jsonl import JsonlWriter
 from k2_megatron.train.loop import Loop, Run
-from k2_megatron.train.memory_check import check_memory
+from k2_megatron.train.phases import check_phases, phase_to_build
 from k2_megatron.train.session import Session, build_session
 from k2_megatron.train.state import resume_session
 from tests.distributed.checkpoint_jobs import held
@@ -50,8 +52,9 @@ class WatchedText(Text):
             if step in self._spoilt:
                 for batch in batches:
                     if batch:
-                        batch["tokens"].fill_(255)
-                        batch["labels"].fill_(255)
+                        # Another each time: one that was trained on is soon expected.
+                        batch["tokens"].fill_(255 - step)
+                        batch["labels"].fill_(255 - step)
             yield batches
 
 
@@ -61,27 +64,31 @@ def train(
     fault: str = "nothing",
     spoilt: tuple[int, ...] = (),
     state: Mapping[str, Any] | None = None,
+    file: str = "tiny.yaml",
 ) -> dict[str, Any]:
     """Train or go on in `folder` as the command does; what was said, and how it ended.
 
     Args:
-        folder: has tiny.yaml and its corpus.
+        folder: has the configuration and its corpus.
         overrides: of the configuration.
         fault: one of FAULTS.
         spoilt: steps whose text is spoilt.
         state: of the guards at the beginning of a new run.
+        file: the configuration.
     """
     os.chdir(folder)
-    config = resolve(load_config("tiny.yaml", overrides))
+    config = load_config(file, overrides)
     platform, rank = current_platform(), dist.get_rank()
-    session = build_session(config, platform, dist.get_world_size())
+    checked = check_phases(config, platform, dist.get_world_size())
+    phase = phase_to_build(checked.phases, check_run_folder(config))
+    session = build_session(checked.config, platform, dist.get_world_size(), checked.phases, phase)
     said: list[str] = []
     run = Run(
         session=session,
         text=WatchedText(session, FAULTS[fault], spoilt),
         folder=check_run_folder(config),
         data_order=check_text(config),
-        memory=check_memory(config, platform, dist.get_world_size()),
+        memory=checked.memory[phase.index],
         callbacks=CallbackList(
             [JsonlWriter(check_run_folder(config).path)], writes=rank == 0, say=said.append
         ),
@@ -92,10 +99,17 @@ def train(
     guards = Guards.of(session, run.folder, state or resumed.guards, start=1)
     run.callbacks.on_train_start(resumed.step)
     ended: int | str
+    told: list[bool] = []
+    finish = GuardedSaver.finish
+
+    def noted(saver: GuardedSaver, **given: Any) -> None:
+        told.append(given.get("waiting") is not None)
+        finish(saver, **given)
+
     try:
-        with GarbageCollection() as garbage:
+        with GarbageCollection() as garbage, patch.object(GuardedSaver, "finish", noted):
             ended = Loop(run, guards, garbage).train(resumed.step)
-    except (TrainingStoppedError, CheckpointError) as error:
+    except (TrainingStoppedError, UserError) as error:
         ended = f"{type(error).__name__}: {error}"
     run.callbacks.close()
     _limit_files(resource.RLIM_INFINITY)
@@ -105,6 +119,7 @@ def train(
         "held": held(session),
         "biases": session.router_bias.biases(),
         "state": guards.state(),
+        "waits_unseen": told.count(False),
     }
 
 
@@ -169,6 +184,29 @@ def _full_disk_for_ever(session: Session, step: int) -> None:
         _limit_files(4096)
 
 
+def _full_disk_of_metrics(session: Session, step: int) -> None:
+    """In step 9, after which the run goes back, rank 0 cannot write its metrics anew."""
+    if dist.get_rank() == 0:
+        _limit_files(256 if step == 9 else resource.RLIM_INFINITY)
+
+
+def _damaged_metrics(session: Session, step: int) -> None:
+    """In step 9, after which the run goes back, the first line of the metrics is altered."""
+    if step == 9 and dist.get_rank() == 0:
+        path = RunFolder.of(session.run_config).path / "metrics.jsonl"
+        path.write_text("-" + path.read_text()[1:])
+
+
+def _damaged(session: Session, step: int) -> None:
+    """In step 10 a byte of checkpoint 8 is altered."""
+    if step == 10 and dist.get_rank() == 0:
+        folder = RunFolder.of(session.run_config).checkpoints / "step_00000008"
+        path = folder / "rank_00000.bin"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+
 def _limit_files(num_bytes: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -198,6 +236,9 @@ FAULTS: dict[str, Fault] = {
     "full disk": _full_disk,
     "full disk twice": _full_disk_twice,
     "full disk for ever": _full_disk_for_ever,
+    "full disk of metrics": _full_disk_of_metrics,
+    "damaged metrics": _damaged_metrics,
+    "damaged": _damaged,
     "sleep": _sleep,
     "slow": _slow,
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from k2_megatron.checkpoint.folder import find
+from tests.cli.commands import CONFIG
 from tests.distributed.harness import run_ranks
 
 JOB = "tests.distributed.fault_jobs.train"
@@ -107,6 +109,7 @@ def test_too_many_skipped_steps_end_the_run_with_a_diagnosis(place, fault, layou
         )
         assert result["state"]["skipped"] == {"total": 3, "in_a_row": 3}
         assert result["held"]["updates"] == 2
+        assert result["waits_unseen"] == 0, "the watchdog does not see that a rank writes on"
     assert saved(place, name) == [2, 4]
     assert steps_of(place, name) == [1, 2, 3, 4, 5]
     found = events_of(place, name)
@@ -120,6 +123,7 @@ SPIKE = (
     "run.loss_spike_steps=2",
     "run.loss_spike_window=4",
     "schedule.train_steps=12",
+    "schedule.lr=4.0e-3",
     DATA_PARALLEL,
 )
 
@@ -136,6 +140,7 @@ def test_run_that_goes_back_equals_one_that_never_saw_the_text(place):
         told,
     ), told
     assert results[0]["ended"] == 0
+    assert results[0]["waits_unseen"] == 0, "the watchdog does not see that a rank writes on"
     assert steps_of(place, "spike") == [1, 2, 3, 4, 5, 6, 7, 10, 11, 12]
     (event,) = [one for one in events_of(place, "spike") if one["event"] == "rollback"]
     assert (event["first"], event["last"], event["to"]) == (8, 9, 6)
@@ -156,6 +161,83 @@ def test_run_that_goes_back_equals_one_that_never_saw_the_text(place):
     assert "spike" not in "\n".join(second[0]["said"])
     assert second[0]["state"] == results[0]["state"]
     assert_same_end(results, second)
+
+
+def test_full_disk_at_a_rollback_costs_no_line(place):
+    """Rank 0 ended with a traceback, and the others waited for it."""
+    results = run(
+        place, "spike-full", *SPIKE, "checkpoint.async_save=false", spoilt=(8, 9),
+        fault="full disk of metrics",
+    )  # fmt: skip
+    told = "\n".join(results[0]["said"])
+    assert "JsonlWriter cannot write, training goes on" in told and "back to step 6" in told
+    assert results[0]["ended"] == 0
+    assert steps_of(place, "spike-full") == [1, 2, 3, 4, 5, 6, 7, 10, 11, 12]
+
+
+def test_damaged_metrics_at_a_rollback_end_all_ranks(place):
+    """Rank 0 alone ended, and the others waited for it."""
+    for result in run(place, "spike-line", *SPIKE, spoilt=(8, 9), fault="damaged metrics"):
+        assert "metrics.jsonl, line 1: expected one JSON object" in str(result["ended"])
+
+
+def phased(place: Path, name: str, steps: int, changes: str) -> str:
+    """A configuration: so many steps, and eight more with changes."""
+    head, _, rest = CONFIG.read_text().partition("schedule:\n")
+    (place / name).write_text(f"""{head}schedule:
+  seq_length: 32
+  global_batch_size: 4
+  phases:
+    - {{name: first, steps: {steps}, lr_style: constant, lr: 4.0e-3}}
+    - {{name: second, steps: 8, {changes}}}
+data:{rest.partition("data:")[2]}""")
+    return name
+
+
+PHASED_SPIKE = tuple(key for key in SPIKE if not key.startswith("schedule."))
+
+
+def test_run_that_goes_back_into_an_earlier_phase_reads_its_text(place):
+    """A process begun in the later phase had that one's text alone, and read it from its start."""
+    name = phased(place, "longer.yaml", 6, "seq_length: 64")
+    given = (*PHASED_SPIKE, "checkpoint.save_every_steps=5", "checkpoint.keep_last=null")
+    spoilt = (11, 12)
+    first = run(place, "back", *given, "run.stop_after_step=11", spoilt=spoilt, file=name)
+    assert saved(place, "back") == [5, 10, 11]
+    assert [step for step, _ in first[0]["state"]["spikes"]["high"]] == [11]
+    shutil.rmtree(place / "runs" / "back" / "checkpoints" / "step_00000010")
+    results = run(place, "back", *given, spoilt=spoilt, file=name)
+    told = "\n".join(results[0]["said"])
+    assert "spike of the loss: steps 11 to 12 " in told and "; back to step 5 (" in told, told
+    passed_over = {
+        "skipped": {"total": 0, "in_a_row": 0},
+        "spikes": {"losses": [], "high": [], "passed_over": [[11, 12]], "rollbacks": 1},
+    }
+    never_seen = run(place, "not-back", *given, spoilt=spoilt, state=passed_over, file=name)
+    assert "spike" not in "\n".join(never_seen[0]["said"])
+    assert_same_end(results, never_seen)
+
+
+def test_spike_at_a_change_of_processes_leaves_a_checkpoint_to_go_back_to(place):
+    """It began before the change, and the one of the boundary was removed as part of it."""
+    name = phased(place, "other.yaml", 8, "parallel: {moe_token_dispatcher_type: allgather}")
+    given = (*PHASED_SPIKE, "checkpoint.save_every_steps=1", "checkpoint.keep_last=null")
+    spoilt = (8, 9, 10)
+    first = run(place, "across", *given, spoilt=spoilt, file=name)
+    assert first[0]["ended"] == 3 and first[0]["state"]["spikes"]["high"][0][0] == 8
+    shutil.copytree(place / "runs" / "across", place / "runs" / "damaged")
+    results = run(place, "across", *given, spoilt=spoilt, file=name)
+    told = "\n".join(results[0]["said"])
+    assert "spike of the loss: steps 9 to 10 " in told and "; back to step 8 (" in told, told
+    assert results[0]["ended"] == 0
+
+    for result in run(place, "damaged", *given, spoilt=spoilt, file=name, fault="damaged"):
+        assert str(result["ended"]) == (
+            "CheckpointError: runs/damaged/checkpoints/step_00000007: it goes on in phase first, "
+            "and these processes were made for phase second; newer checkpoints are damaged or "
+            "cannot be gone back to: move them away and start again"
+        )
+    assert saved(place, "damaged") == list(range(1, 10)), "removed before another was loaded"
 
 
 def test_spikes_without_an_end_end_the_run(place):

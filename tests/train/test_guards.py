@@ -10,11 +10,17 @@ import random
 import sys
 from pathlib import Path
 
+from k2_megatron.config.loader import load_config
+from k2_megatron.config.phases import phases_of
+from k2_megatron.config.resolve import resolve
+from k2_megatron.train.events import EventLog
 from k2_megatron.train.guards.findings import Findings, Output, explain
+from k2_megatron.train.guards.guards import Guards
 from k2_megatron.train.guards.hang_report import Standing, hang_report
 from k2_megatron.train.guards.skipped import SkippedSteps
 from k2_megatron.train.guards.slowest import SlowestRank
 from k2_megatron.train.guards.spikes import MIN_LOSSES, Spike, SpikeGuard
+from k2_megatron.train.guards.watchdog import Watchdog
 
 
 def watched(losses: list[float], **given: int) -> tuple[SpikeGuard, list[Spike]]:
@@ -66,6 +72,45 @@ def test_the_state_goes_through_a_checkpoint() -> None:
     assert other.rollbacks == 1 and other.limit() is None
     other.go_back(Spike(70, 72, 1.0, (2.0,)), guard.state())
     assert other.passes_over(61) and other.passes_over(72) and other.rollbacks == 2
+
+
+PHASES = """\
+model: {preset: k2-tiny, vocab_size: 260}
+data: {corpora: [{path: a}]}
+schedule:
+  seq_length: 32
+  global_batch_size: 4
+  phases:
+    - {name: one, steps: 2, lr_style: constant, lr: 1.0e-3}
+    - {name: batch, steps: 2, global_batch_size: 8}
+    - {name: layout, steps: 2, parallel: {moe_token_dispatcher_type: allgather}}
+    - {name: length, steps: 2, seq_length: 64}
+    - {name: text, steps: 2, data: {corpora: [{path: b}]}}
+"""
+
+
+def test_losses_and_high_steps_are_forgotten_where_text_or_processes_change(tmp_path: Path) -> None:
+    """Losses of another length or text are no measure; a spike begins where one can go back to."""
+    (tmp_path / "phases.yaml").write_text(PHASES)
+    phases = phases_of(resolve(load_config(tmp_path / "phases.yaml", ["run.name=phases"])))
+
+    def left(step: int) -> tuple[int, int]:
+        """How many losses and high steps are known when a step begins."""
+        spikes, _ = watched([*noisy(20), 2.5])
+        events = EventLog(tmp_path, writes=False)
+        Guards(
+            skipped=SkippedSteps(),
+            spikes=spikes,
+            stragglers=None,
+            watchdog=Watchdog(tmp_path, rank=0, world_size=1, timeout_seconds=1, events=events),
+            events=events,
+        ).enter(phases, step)
+        return len(spikes.state()["losses"]), len(spikes.state()["high"])
+
+    kept, high_forgotten, forgotten = (20, 1), (20, 0), (0, 0)
+    assert [left(step) for step in range(1, 11)] == [
+        kept, kept, kept, kept, high_forgotten, kept, forgotten, kept, forgotten, kept,
+    ]  # fmt: skip
 
 
 def test_skipped_steps_in_a_row_begin_anew() -> None:

@@ -144,7 +144,9 @@ def test_columns_stay_aligned() -> None:
         (4_560_000, "4.56M"),
         (9_996_000, "10.0M"),
         (1.2e9, "1.20G"),
-        (3.4e12, "3T"),
+        (3.4e12, "3.40T"),
+        (15.5e12, "15.5T"),
+        (1.5e15, "1500T"),
     ],
 )
 def test_counts_are_short(value: float, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from k2_megatron.checkpoint.folder import latest
 from k2_megatron.config.config import Config
+from k2_megatron.config.phases import Phase, first_step_here, phase_at, reads_on
 from k2_megatron.errors import TrainingStoppedError
 from k2_megatron.launch.agreement import from_first_rank
 from k2_megatron.run_folder import RunFolder
@@ -56,6 +57,7 @@ class Guards:
                 rank=topology.rank,
                 world_size=topology.world_size,
                 timeout_seconds=config.run.hang_seconds,
+                events=EventLog(folder.path, writes=True),
             ),
             events=EventLog(folder.path, writes=topology.rank == 0),
         )
@@ -75,6 +77,20 @@ class Guards:
     def passes_over(self, step: int) -> bool:
         """Whether the text of a step is left out."""
         return self.spikes is not None and self.spikes.passes_over(step)
+
+    def enter(self, phases: Sequence[Phase], step: int) -> None:
+        """Forget what the phase before tells nothing about, where a phase begins with `step`.
+
+        Losses of other corpora or of another length are no measure of those to come. A spike does
+        not begin before the phases of these processes: they could not go back to before it.
+        """
+        phase = phase_at(phases, step)
+        if self.spikes is None or phase.index == 0 or step != phase.first_step:
+            return
+        if not reads_on(phases[phase.index - 1], phase):
+            self.spikes.forget(losses=True)
+        elif step == first_step_here(phases, step):
+            self.spikes.forget(losses=False)
 
     def judge(self, step: int, outcome: StepOutcome) -> Spike | None:
         """Count a step that was just done; the spike that it completes, if any. Collective."""

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from k2_megatron.checkpoint.folder import find, remove_from
 from k2_megatron.checkpoint.manifest import read_manifest
 from k2_megatron.data.request import DataOrder
-from k2_megatron.errors import TrainingStoppedError
+from k2_megatron.errors import CheckpointError, TrainingStoppedError
 from k2_megatron.launch.agreement import agree, from_first_rank
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.guards.guards import Guards
@@ -25,44 +26,48 @@ def roll_back(
     guards: Guards,
     spike: Spike,
     say: Callable[[str], None],
+    enter: Callable[[], None],
 ) -> int | None:
     """Load the newest checkpoint from before a spike and pass the spike's steps over. Collective.
 
-    Checkpoints saved within the spike are removed: a restart would go on from them. No save may be
-    under way. Everything that decides what follows is in the checkpoint and in the data, so that a
-    process that dies on the way here meets the same spike again.
+    Checkpoints saved within the spike are removed, once the older one is loaded: a restart would go
+    on from them. No save may be under way. Everything that decides what follows is in the
+    checkpoint and in the data, so that a process that dies on the way here meets the same spike
+    again.
+
+    Args:
+        session, folder, data_order, guards: of the run.
+        spike: what was seen.
+        say: prints on rank 0.
+        enter: tells the watchdog that something was done.
 
     Returns:
         The step after which training goes on; None where there is no checkpoint to go back to.
 
     Raises:
         TrainingStoppedError: the run has gone back as often as it may.
-        CheckpointError: no checkpoint from before the spike is whole.
+        CheckpointError: no checkpoint from before the spike is whole, or the newest whole one is of
+            an earlier phase that needs other processes; all are left as they are.
+        UserError: a checkpoint of the spike cannot be removed.
     """
     assert guards.spikes is not None
     limit = session.config.run.max_rollbacks
     seen = f"spike of the loss: {spike.describe()}"
     if guards.spikes.rollbacks >= limit:
-        text = (
-            f"{seen}; the run has gone back {limit} times (run.max_rollbacks) and ends. "
-            f"Steps passed over: {guards.spikes.describe()}. What to do: look at the text of these "
-            "steps, lower schedule.lr, or raise run.loss_spike_factor; the same command goes on "
-            "from the last checkpoint"
-        )
-        guards.events.write("rollback_refused", step=spike.last, text=text)
-        raise TrainingStoppedError(text)
-    if not from_first_rank(lambda: _has_one_before(folder, spike.first)):
+        _refuse(guards, spike, limit)
+    oldest = session.first_step_here - 1
+    if not from_first_rank(lambda: _has_one(folder, range(oldest, spike.first))):
         say(f"warning: {seen}; no checkpoint from before it to go back to, training goes on")
         guards.events.write("spike", first=spike.first, last=spike.last)
         return None
-
-    def remove() -> tuple[str, ...]:
-        return remove_from(folder.checkpoints, spike.first)[1] if session.topology.rank == 0 else ()
-
-    for warning in agree(remove):
-        say(f"warning: {warning}")
     session.model.finish_parameter_gather()
-    resumed = resume_session(session, folder, data_order)
+    resumed = resume_session(session, folder, data_order, before=spike.first)
+    enter()
+    removing = session.topology.rank == 0
+    problems = agree(lambda: _remove_from(folder, spike.first) if removing else ())
+    enter()
+    for warning in (*resumed.warnings, *problems):
+        say(f"warning: {warning}")
     guards.skipped.restore(resumed.guards["skipped"])
     guards.spikes.go_back(spike, resumed.guards["spikes"])
     say(
@@ -76,10 +81,33 @@ def roll_back(
     return resumed.step
 
 
-def _has_one_before(folder: RunFolder, step: int) -> bool:
-    """Whether a whole checkpoint of a run, not of weights alone, is older than `step`."""
+def _refuse(guards: Guards, spike: Spike, limit: int) -> NoReturn:
+    assert guards.spikes is not None
+    text = (
+        f"spike of the loss: {spike.describe()}; the run has gone back {limit} times "
+        "(run.max_rollbacks) and ends. "
+        f"Steps passed over: {guards.spikes.describe()}. What to do: look at the text of these "
+        "steps, lower schedule.lr, or raise run.loss_spike_factor; the same command goes on "
+        "from the last checkpoint"
+    )
+    guards.events.write("rollback_refused", step=spike.last, text=text)
+    raise TrainingStoppedError(text)
+
+
+def _remove_from(folder: RunFolder, step: int) -> tuple[str, ...]:
+    """Remove the checkpoints of `step` and later ones; what could not be removed, and why."""
+    try:
+        return remove_from(folder.checkpoints, step)[1]
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder.checkpoints}: removing the checkpoints from step {step} on failed: {error}"
+        ) from error
+
+
+def _has_one(folder: RunFolder, steps: range) -> bool:
+    """Whether there is a whole checkpoint of a run, not of weights alone, of one of these steps."""
     manifests = [read_manifest(path) for path in find(folder.checkpoints)]
     return any(
-        found.step < step and not found.weights_only and "spikes" in found.metadata["guards"]
+        found.step in steps and not found.weights_only and "spikes" in found.metadata["guards"]
         for found in manifests
     )

@@ -81,6 +81,12 @@ class SpikeGuard:
         self._high.clear()
         return found
 
+    def forget(self, *, losses: bool) -> None:
+        """Begin to count high steps anew; with `losses`, to learn the course of the loss too."""
+        self._high.clear()
+        if losses:
+            self._losses.clear()
+
     def go_back(self, spike: Spike, state: Mapping[str, Any]) -> None:
         """Pass the steps of a spike over from now on.
 

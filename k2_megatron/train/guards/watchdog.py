@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from k2_megatron.train.events import EventLog
 from k2_megatron.train.guards.hang_report import Standing, hang_report
 
 FAILED = 1
@@ -40,6 +41,7 @@ class Watchdog:
         rank: int,
         world_size: int,
         timeout_seconds: float,
+        events: EventLog,
         exit: Callable[[int], None] = os._exit,
     ) -> None:
         """Touch nothing yet.
@@ -50,10 +52,11 @@ class Watchdog:
             rank: this one.
             world_size: number of ranks.
             timeout_seconds: larger than the longest step, evaluation or save.
+            events: that this rank writes to if it is the one that speaks, whichever it is.
             exit: ends the process.
         """
         self._folder, self._rank, self._world_size = folder, rank, world_size
-        self._timeout, self._exit = timeout_seconds, exit
+        self._timeout, self._events, self._exit = timeout_seconds, events, exit
         self._stage = "starting"
         self._began = time.monotonic()
         self._main = threading.main_thread()
@@ -92,8 +95,11 @@ class Watchdog:
         """Dump, wait for the others' dumps, let one rank speak, and exit."""
         try:
             folder = self._folder
-            folder.mkdir(parents=True, exist_ok=True)
-            self._dump(folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._dump(folder)
+            except OSError as error:
+                self._speak_alone(error)
             report = folder / "report.txt"
             deadline = time.monotonic() + min(GATHER_SECONDS, self._timeout)
             while (found := _read(folder)).keys() < set(range(self._world_size)):
@@ -101,18 +107,35 @@ class Watchdog:
                     break
             if self._stop.is_set():
                 return
-            if self._rank == min(found, default=self._rank):
-                text = hang_report(found, self._world_size, self._timeout, folder)
-                print(f"k2-megatron: {text}", file=sys.stderr, flush=True)
-                with suppress(OSError):
-                    report.write_text(text + "\n")
+            if self._rank == min(found, default=0):
+                self._events.write("hang", stage=self._stage, timeout_seconds=self._timeout)
+                if found:
+                    self._speak(hang_report(found, self._world_size, self._timeout, folder), report)
             # Who leaves first breaks the others' collectives, and their errors would come first.
-            while not report.exists() and time.monotonic() < deadline + GATHER_SECONDS:
+            while found and not report.exists() and time.monotonic() < deadline + GATHER_SECONDS:
                 self._stop.wait(_POLL_SECONDS)
         finally:
             if not self._stop.is_set():
                 sys.stdout.flush()
                 self._exit(FAILED)
+
+    def _speak(self, text: str, report: Path) -> None:
+        """Say what all ranks' dumps tell, on stderr and in a file that the others wait for."""
+        print(f"k2-megatron: {text}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            report.write_text(text + "\n")
+
+    def _speak_alone(self, error: OSError) -> None:
+        """Say where this rank stands, stacks included, where the disk does not take it."""
+        print(
+            f"k2-megatron: rank {self._rank} on {socket.gethostname()}: no progress for "
+            f"{self._timeout:g} s (run.hang_timeout_seconds) in {self._stage}; its stacks cannot "
+            f"be written to {self._folder}: {error.strerror or error}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if sys.stderr is not None and _has_descriptor(sys.stderr):
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
 
     def _dump(self, folder: Path) -> None:
         """Write the stacks of all threads, then where the main thread stands, in one rename."""
