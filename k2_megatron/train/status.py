@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -107,7 +108,7 @@ def status_of(folder: RunFolder) -> Status:
         MetricsFileError: a whole line of metrics.jsonl is damaged.
     """
     lines = _last_lines(folder.path / FILE_NAME)
-    recent = _take(lines, _RECENT_STEPS)
+    recent = list(islice(lines, _RECENT_STEPS))
     newest = recent[0] if recent else {}
     valid = next((line for line in [*recent, *_until_valid(lines)] if "valid_loss" in line), {})
     events = read_events(folder.path)
@@ -206,10 +207,6 @@ def _until_valid(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield line
         if "valid_loss" in line:
             return
-
-
-def _take(lines: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    return [line for line, _ in zip(lines, range(count), strict=False)]
 
 
 def _median(lines: Sequence[dict[str, Any]], key: str) -> float | None:

@@ -54,6 +54,14 @@ def test_the_file_is_read_from_its_end(
     )
 
 
+@pytest.mark.parametrize("back", [1, 19, 20, 21, 22])
+def test_the_last_validation_is_found_however_far_back(tmp_path: Path, back: int) -> None:
+    """The lines of which medians are taken are read first, and none between is lost."""
+    lines = [line(step, **({"valid_loss": 3.0} if step == 61 - back else {})) for step in range(61)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[1:]))
+    assert status_of(RunFolder(tmp_path)).valid_step == 61 - back
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(line(1) + "rubbish\n")
     with pytest.raises(MetricsFileError, match=r"metrics.jsonl, line 2: .*found b'rubbish'"):
