@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slice import SideFailedError, start, turn
+from slice import turns_that_go_well
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
@@ -64,17 +64,14 @@ def main() -> None:
     for _ in range(args.turns):
         for count in layers:
             shape = ["--layers", str(count), "--ep", str(args.ep), "--hot", str(args.hot), "--held"]
-            waiting = [(name, start([*SIDES[name], *shape], args.gpus)) for name in sides]
-            for name, ranks in waiting:
-                try:
-                    (run,) = turn(name, ranks)
-                except SideFailedError as error:
-                    print(error, flush=True)
-                    sides.remove(name)
-                    continue
+            given = {name: [*SIDES[name], *shape] for name in sides}
+            went_well = []
+            for name, run in turns_that_go_well(given, args.gpus):
+                went_well.append(name)
                 found.setdefault((name, count), []).append(run)
                 seconds, held = 1e3 * run["seconds"], run["held_mib"]
                 print(f"{name}, {count} layers: {seconds:.1f} ms, {held} MiB", flush=True)
+            sides = went_well
     print(f"machine: {found[sides[0], layers[0]][0]['device']} x {args.gpus}")
     show(found, sides, layers, args)
 

@@ -14,18 +14,15 @@ same bf16 matrix in the same turns.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from k2_megatron.kernels.fp8_tile.dispatch import dequantise, quantise
-from k2_megatron.kernels.swiglu.dispatch import swiglu, swiglu_and_tiles, swiglu_backward
 
 # Runs as a script: its folder is on the path.
-from newton_schulz import in_turn
+from calls import in_turn, print_machine
+from k2_megatron.kernels.fp8_tile.dispatch import dequantise, quantise
+from k2_megatron.kernels.swiglu.dispatch import swiglu, swiglu_and_tiles, swiglu_backward
 
 # Tokens of one micro-batch, each at 8 experts.
 UP_INPUT, SWIGLU_INPUT = (32768, 7168), (32768, 4096)
@@ -42,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21, help="turns of each side")
     args = parser.parse_args()
     device = torch.device("cpu" if args.quick else "cuda")
-    print_machine(device)
+    print_machine(device, "torch", "triton", "transformer-engine", "megatron-core")
     print_errors(device)
     up_input = QUICK_UP_INPUT if args.quick else UP_INPUT
     swiglu_input = QUICK_SWIGLU_INPUT if args.quick else SWIGLU_INPUT
@@ -52,19 +49,6 @@ def main() -> None:
     print_table(up_input, storage_sides(up_input, device), args.rounds, device)
     sides = storage_sides(swiglu_input, device) | swiglu_sides(swiglu_input, device)
     print_table(swiglu_input, sides, args.rounds, device)
-
-
-def print_machine(device: torch.device) -> None:
-    found = []
-    for package in ("torch", "triton", "transformer-engine", "megatron-core"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"no {package}")
-    on_gpu = device.type == "cuda"
-    print(f"command: python3 {' '.join(sys.argv)}")
-    print(f"machine: {torch.cuda.get_device_name() if on_gpu else f'CPU, {os.cpu_count()} cores'}")
-    print(f"versions: {', '.join(found)}, CUDA {torch.version.cuda}")
 
 
 def print_errors(device: torch.device) -> None:

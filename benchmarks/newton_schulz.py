@@ -15,17 +15,15 @@ Frobenius norms against float64, of the first matrix. Memory is the peak above t
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+# Runs as a script: its folder is on the path.
+from calls import in_turn, print_machine
 from k2_megatron.kernels.newton_schulz.dispatch import orthogonalise
 from k2_megatron.kernels.newton_schulz.reference import K2_COEFFICIENTS, newton_schulz_plain
 
@@ -63,7 +61,9 @@ def main() -> None:
     device = torch.device("cpu" if args.quick else "cuda")
     torch.set_float32_matmul_precision("medium")  # what lets the peer compute in bfloat16
     peer = None if args.quick else find_peer()
-    print_machine(device)
+    print_machine(device, "torch", "triton", "emerging-optimizers")
+    if device.type == "cuda":
+        print_peak(device)
     if args.tiles:
         measure_tiles(args.rounds)
         return
@@ -88,50 +88,12 @@ def find_peer() -> Orthogonaliser | None:
     return lambda matrices: newton_schulz(matrices, STEPS, "simple")
 
 
-def print_machine(device: torch.device) -> None:
-    found = []
-    for package in ("torch", "triton", "emerging-optimizers"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"no {package}")
-    on_gpu = device.type == "cuda"
-    print(f"command: python3 {' '.join(sys.argv)}")
-    print(f"machine: {torch.cuda.get_device_name() if on_gpu else f'CPU, {os.cpu_count()} cores'}")
-    print(f"versions: {', '.join(found)}, CUDA {torch.version.cuda}")
-    if on_gpu:
-        x = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-        y = torch.randn_like(x)
-        seconds = in_turn([lambda: x @ y], 10, device)[0]
-        print(f"bf16 product of two 8192 x 8192: {2 * 8192**3 / seconds / 1e12:.0f} TFLOP/s")
-
-
-def in_turn(sides: list[Callable[[], object]], rounds: int, device: torch.device) -> list[float]:
-    """Median seconds of each side, called in turn, after two calls that compile and warm."""
-    for side in sides * 2:
-        side()
-    if device.type == "cpu":
-        return [
-            statistics.median(times)
-            for times in zip(*([clock(side) for side in sides] for _ in range(rounds)), strict=True)
-        ]
-    marks = []
-    for _ in range(rounds):
-        for side in sides:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            side()
-            end.record()
-            marks.append((begin, end))
-    torch.cuda.synchronize()
-    seconds = [begin.elapsed_time(end) / 1e3 for begin, end in marks]
-    return [statistics.median(seconds[index :: len(sides)]) for index in range(len(sides))]
-
-
-def clock(side: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    side()
-    return time.perf_counter() - began
+def print_peak(device: torch.device) -> None:
+    """What a large product of the machine's own library reaches."""
+    x = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    y = torch.randn_like(x)
+    seconds = in_turn([lambda: x @ y], 10, device)[0]
+    print(f"bf16 product of two 8192 x 8192: {2 * 8192**3 / seconds / 1e12:.0f} TFLOP/s")
 
 
 def row(

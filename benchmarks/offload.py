@@ -28,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slice import SideFailedError, start, turn
+from slice import turns_that_go_well
 
 from k2_megatron.planner.schedule import warmup_forwards
 
@@ -84,13 +84,8 @@ def main() -> None:
     sides = args.sides.split(",")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for _ in range(args.turns):
-        waiting = [(name, start([*SIDES[name], *shape], args.gpus)) for name in sides]
-        for name, ranks in waiting:
-            try:
-                (run,) = turn(name, ranks)
-            except SideFailedError as error:
-                print(error, flush=True)
-                continue
+        given = {name: [*SIDES[name], *shape] for name in sides}
+        for name, run in turns_that_go_well(given, args.gpus):
             found[name].append(run)
             print(f"{name}: {1e3 * run['seconds']:.1f} ms", flush=True)
     rates = subprocess.run(

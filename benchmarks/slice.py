@@ -19,6 +19,7 @@ import socket
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -97,7 +98,7 @@ def option(rest: list[str], name: str, default: int) -> int:
     return int(rest[rest.index(name) + 1]) if name in rest else default
 
 
-def start(arguments: list[str], num_gpus: int) -> list[subprocess.Popen[str]]:
+def start(arguments: Sequence[str], num_gpus: int) -> list[subprocess.Popen[str]]:
     """Start one side on all GPUs; each rank imports and then waits for its turn."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -139,6 +140,26 @@ def turn(name: str, ranks: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
         if process.returncode:
             raise SideFailedError(f"{name} failed:\n{errors[-4000:]}")
     return [json.loads(line) for line in outputs[-1][0].splitlines() if line.startswith("{")]
+
+
+def turns_that_go_well(
+    sides: Mapping[str, Sequence[str]], num_gpus: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Start all sides, let each measure in its turn, and give (name, its one JSON line).
+
+    A side that fails is said and left out.
+
+    Args:
+        sides: script and arguments by name.
+        num_gpus: one process each.
+    """
+    for name, ranks in [(name, start(side, num_gpus)) for name, side in sides.items()]:
+        try:
+            (run,) = turn(name, ranks)
+        except SideFailedError as error:
+            print(error, flush=True)
+            continue
+        yield name, run
 
 
 if __name__ == "__main__":

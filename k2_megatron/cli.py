@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from k2_megatron.checkpoint.cli import add_checkpoint_parser, run_checkpoint
+from k2_megatron.config.arguments import add_overrides
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.phases import check_world_size, phases_of, run_world_sizes
@@ -129,14 +130,7 @@ def _parser(*, with_data: bool) -> argparse.ArgumentParser:
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="replace one value of the file; may be repeated",
-    )
+    add_overrides(parser)
 
 
 def _process_count(text: str) -> int:

@@ -9,27 +9,13 @@ from typing import Any
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.model import ModelConfig
+from k2_megatron.config.schedule import PHASE_MODEL_KEYS
 from k2_megatron.model.shape import model_shape
 from k2_megatron.parallel.canonical import canonical_shapes
 
 # What may differ in a run that goes on: how the model is trained and how far it looks (annealing
 # freezes the router bias, YaRN stretches the context), not what it is.
-CHANGEABLE_MODEL_KEYS = frozenset(
-    {
-        "preset",
-        "init_method_std",
-        "moe_router_bias_update_rate",
-        "moe_aux_loss_coeff",
-        "mtp_loss_scaling_factor",
-        "rope_type",
-        "rotary_scaling_factor",
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-    }
-)
+CHANGEABLE_MODEL_KEYS = frozenset({"preset", "init_method_std", *PHASE_MODEL_KEYS})
 
 
 def identity(config: Config) -> dict[str, Any]:

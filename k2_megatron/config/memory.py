@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from k2_megatron.config.numbers import PATTERN
 from k2_megatron.config.option import option, required
 
-NUMBERS = r"\d+(-\d+)?(, ?\d+(-\d+)?)*"
 _NUMBERS_WORDS = "numbers and ranges such as 0-3, 7"
 _BUDGET = r"((100|\d{1,2})%|\d+(\.\d+)?GiB)"
 _BUDGETS = rf"{_BUDGET}(, ?{_BUDGET})*"
@@ -35,13 +35,13 @@ class TensorPolicyConfig:
     layers: str | None = option(
         None,
         "Layers counted from 0, MTP layers behind the others. null: all.",
-        pattern=NUMBERS,
+        pattern=PATTERN,
         pattern_words=_NUMBERS_WORDS,
     )
     stages: str | None = option(
         None,
         "Pipeline ranks. null: all.",
-        pattern=NUMBERS,
+        pattern=PATTERN,
         pattern_words=_NUMBERS_WORDS,
     )
 
@@ -77,15 +77,6 @@ class MemoryConfig:
         "Changes to the preset, in order: a list of mappings with tensors, policy, and optionally "
         "layers and stages.",
     )
-
-
-def numbers_of(text: str) -> list[int]:
-    """The numbers that `0-3, 7` stands for, as written."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
 
 
 def names_host(memory: MemoryConfig) -> bool:

@@ -9,6 +9,16 @@ from typing import Literal
 
 from k2_megatron.config.option import option, required
 
+# What says how YaRN stretches rotary positions; without effect on plain ones.
+YARN_KEYS = (
+    "rotary_scaling_factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -6,16 +6,9 @@ from __future__ import annotations
 
 from k2_megatron.config.config import Config, sections
 from k2_megatron.config.memory import names_host
+from k2_megatron.config.model import YARN_KEYS
 from k2_megatron.config.option import keys_of
 
-_YARN_KEYS = (
-    "rotary_scaling_factor",
-    "original_max_position_embeddings",
-    "beta_fast",
-    "beta_slow",
-    "mscale",
-    "mscale_all_dim",
-)
 _MOE_KEYS = (
     "num_experts",
     "moe_ffn_hidden_size",
@@ -54,7 +47,7 @@ def keys_without_effect(config: Config) -> dict[str, tuple[str, str]]:
         **_memory_keys_without_effect(config),
     }
     if model.rope_type == "rope":
-        for name in _YARN_KEYS:
+        for name in YARN_KEYS:
             found[f"model.{name}"] = ("model.rope_type", "only rope_type yarn uses it")
     if not has_experts(config):
         moe_keys = [f"model.{name}" for name in _MOE_KEYS]

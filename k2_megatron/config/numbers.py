@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 PATTERN = r"\d+(-\d+)?(, ?\d+(-\d+)?)*"
 PATTERN_WORDS = "numbers and ranges such as '3, 10-12', in quotes"
@@ -28,6 +30,9 @@ class Numbers:
 
     def __contains__(self, number: int) -> bool:
         return any(number in one for one in self.ranges)
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.ranges)
 
     def __len__(self) -> int:
         return sum(len(one) for one in self.ranges)

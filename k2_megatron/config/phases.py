@@ -131,22 +131,30 @@ def phase_at(phases: Sequence[Phase], step: int) -> Phase:
     return next((phase for phase in phases if step <= phase.last_step), phases[-1])
 
 
+def groups_of(phases: Sequence[Phase]) -> list[list[Phase]]:
+    """Phases that follow each other and are trained by the same processes, together."""
+    found: list[list[Phase]] = []
+    for phase in phases:
+        if found and runs_on(found[-1][0].config, phase.config):
+            found[-1].append(phase)
+        else:
+            found.append([phase])
+    return found
+
+
 def last_step_here(phases: Sequence[Phase], step: int) -> int:
     """The last step that processes made for `step` can train: after it others must be built."""
-    here = phase_at(phases, step)
-    for phase in phases[here.index + 1 :]:
-        if not runs_on(here.config, phase.config):
-            return phase.first_step - 1
-    return phases[-1].last_step
+    return _group_at(phases, step)[-1].last_step
 
 
 def first_step_here(phases: Sequence[Phase], step: int) -> int:
     """The first step that processes made for `step` can train: those before it need others."""
+    return _group_at(phases, step)[0].first_step
+
+
+def _group_at(phases: Sequence[Phase], step: int) -> list[Phase]:
     here = phase_at(phases, step)
-    for phase in reversed(phases[: here.index]):
-        if not runs_on(here.config, phase.config):
-            return phase.last_step + 1
-    return phases[0].first_step
+    return next(group for group in groups_of(phases) if here.last_step <= group[-1].last_step)
 
 
 def reads_on(phase: Phase, other: Phase) -> bool:

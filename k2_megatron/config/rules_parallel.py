@@ -276,3 +276,8 @@ PARALLEL_RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     refuse_delayed_weight_gradients_without_overlap,
     refuse_batch_that_no_process_count_fits,
 )
+
+
+def refuses_layout(config: Config) -> bool:
+    """Whether any of these rules refuses a configuration."""
+    return any(refusal for rule in PARALLEL_RULES for refusal in rule(config))

@@ -7,7 +7,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from k2_megatron.config.model import YARN_KEYS
 from k2_megatron.config.option import Changes, changes, option, required
+
+# Keys of `model` that steer training without shaping the model: a phase may change them.
+PHASE_MODEL_KEYS = (
+    "moe_router_bias_update_rate",
+    "moe_aux_loss_coeff",
+    "mtp_loss_scaling_factor",
+    "rope_type",
+    *YARN_KEYS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +79,7 @@ class PhaseConfig:
         metadata=changes(
             "model",
             "Keys of model from here on. Those of positions and losses need new processes.",
-            "moe_router_bias_update_rate",
-            "moe_aux_loss_coeff",
-            "mtp_loss_scaling_factor",
-            "rope_type",
-            "rotary_scaling_factor",
-            "original_max_position_embeddings",
-            "beta_fast",
-            "beta_slow",
-            "mscale",
-            "mscale_all_dim",
+            *PHASE_MODEL_KEYS,
         ),
     )
     parallel: Changes = field(

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from k2_megatron.config.config import Config
-from k2_megatron.config.memory import TensorPolicyConfig, numbers_of
+from k2_megatron.config.memory import TensorPolicyConfig
+from k2_megatron.config.numbers import Numbers
 from k2_megatron.memory.policy import MLA_UP, PRESETS, Policies, Policy, policy_of
 from k2_megatron.memory.tensors import ACTIVATIONS
 from k2_megatron.model.shape import model_shape, pipeline_layout
@@ -93,13 +94,13 @@ def _layers_of(change: TensorPolicyConfig, config: Config, shape: ModelShape) ->
     Without stages the layout is not asked for: an automatic one depends on the policies.
     """
     count = shape.num_layers + shape.num_mtp_layers
-    chosen = range(count) if change.layers is None else numbers_of(change.layers)
+    chosen = range(count) if change.layers is None else Numbers.of(change.layers)
     if change.stages is None:
         return [*chosen]
     layout = pipeline_layout(config)
     there = {
         layer
-        for rank in numbers_of(change.stages)
+        for rank in Numbers.of(change.stages)
         for stage in layout.chunks(rank)
         for layer in (*stage.layers, *(shape.num_layers + mtp for mtp in stage.mtp_layers))
     }
@@ -132,8 +133,8 @@ def _wrong_ranges(
     ):
         if text is None:
             continue
-        numbers = numbers_of(text)
-        if not numbers or max(numbers) >= limit:
+        numbers = Numbers.of(text)
+        if not numbers or numbers.largest >= limit:
             yield Finding(
                 kind="range",
                 allowed=f"{what} from 0 to {limit - 1}",

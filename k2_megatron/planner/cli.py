@@ -21,14 +21,9 @@ from k2_megatron.planner.job import job_of
 from k2_megatron.planner.layout_table import layout_table
 from k2_megatron.planner.nearest import nearest_text
 from k2_megatron.planner.page import plan_page
-from k2_megatron.planner.phase_peaks import (
-    PhasePeak,
-    job_to_plan,
-    peaks_of_phases,
-    peaks_text,
-)
+from k2_megatron.planner.phase_peaks import PhasePeak, peaks_of_phases, peaks_text
 from k2_megatron.planner.phases import phase_to_plan, phases_json, phases_section, phases_text
-from k2_megatron.planner.plan import Plan, as_json, make_plan
+from k2_megatron.planner.plan import Plan, as_json
 from k2_megatron.planner.schedule_picture import schedule_file
 from k2_megatron.planner.text import plan_text
 
@@ -99,7 +94,7 @@ def run_plan(args: argparse.Namespace) -> int:
     )
     counts = args.gpus or [_of_cluster(config) or _smallest(run)]
     peaks = [peaks_of_phases(run, partial(make_job, num_gpus=count)) for count in counts]
-    plans = [make_plan(job_to_plan(one[phase.index])) for one in peaks]
+    plans = [one[phase.index].plan() for one in peaks]
     if len(plans) > 1:
         for option, file in _files(args):
             raise UserError(f"{option} shows one number of GPUs; --gpus has several: {file}")

@@ -12,18 +12,20 @@ from k2_megatron.config.config import Config
 from k2_megatron.config.memory import MemoryConfig
 from k2_megatron.config.parallel import ParallelConfig
 from k2_megatron.config.resolve import fitting_world_sizes, resolve
-from k2_megatron.config.rules_parallel import PARALLEL_RULES
+from k2_megatron.config.rules_parallel import refuses_layout
 from k2_megatron.memory.policy import PRESETS, on_host
-from k2_megatron.planner.hardware import (
-    ESTIMATE_ERROR,
-    GPUS_PER_NODE,
-    OUTSIDE_ALLOCATOR_BYTES,
-    Gpu,
-)
+from k2_megatron.planner.hardware import ESTIMATE_ERROR, GPUS_PER_NODE, Gpu
 from k2_megatron.planner.job import Job
 from k2_megatron.planner.offload import something_travels
 from k2_megatron.planner.parameters import count_parameters
-from k2_megatron.planner.plan import Plan, finish_plan, make_plan, plan_ranks, with_full_at
+from k2_megatron.planner.plan import (
+    Plan,
+    finish_plan,
+    make_plan,
+    peak_of,
+    plan_ranks,
+    with_full_at,
+)
 from k2_megatron.planner.text import gib, table
 
 _SHOWN = 12
@@ -93,8 +95,8 @@ def search(
                     hopeless = least, job, preset
                 continue
             ranks = plan_ranks(job)
-            peak = max(rank.total_bytes for rank in ranks)
-            if peak <= gpu.memory_bytes - OUTSIDE_ALLOCATOR_BYTES:
+            peak = peak_of(ranks)
+            if peak <= job.usable_bytes:
                 plan = finish_plan(job, ranks, place_matrices=False)
                 fitting.append(Candidate(plan=plan, preset=preset))
             elif nearest is None or peak < nearest[0]:
@@ -158,8 +160,8 @@ def _checked(
     )
     # Each preset is tried as it is; changes to one may name stages of another layout.
     changed = resolve(replace(config, parallel=parallel, memory=MemoryConfig()))
-    refusals = [refusal for rule in PARALLEL_RULES for refusal in rule(changed)]
-    if refusals and can_overlap:
+    refused = refuses_layout(changed)
+    if refused and can_overlap:
         changed = replace(
             changed,
             parallel=replace(
@@ -168,8 +170,8 @@ def _checked(
                 delay_wgrad_compute=False,
             ),
         )
-        refusals = [refusal for rule in PARALLEL_RULES for refusal in rule(changed)]
-    if not refusals and num_gpus in fitting_world_sizes(changed):
+        refused = refuses_layout(changed)
+    if not refused and num_gpus in fitting_world_sizes(changed):
         yield changed
 
 

@@ -20,7 +20,7 @@ from k2_megatron.memory.resolve import layer_policies
 from k2_megatron.model.shape import model_shape, pipeline_layout
 from k2_megatron.parallel.canonical import ModelShape
 from k2_megatron.parallel.layout import PipelineLayout
-from k2_megatron.planner.hardware import GPUS, GPUS_PER_NODE, Gpu
+from k2_megatron.planner.hardware import GPUS, GPUS_PER_NODE, OUTSIDE_ALLOCATOR_BYTES, Gpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,11 @@ class Job:
         """Tokens of a micro-batch, over all ranks that share it."""
         schedule = self.config.schedule
         return schedule.micro_batch_size * schedule.seq_length
+
+    @property
+    def usable_bytes(self) -> int:
+        """Of a GPU's memory, what PyTorch can have."""
+        return self.gpu.memory_bytes - OUTSIDE_ALLOCATOR_BYTES
 
     @property
     def has_fused_attention(self) -> bool:

@@ -10,11 +10,10 @@ from dataclasses import replace
 from itertools import islice
 
 from k2_megatron.config.resolve import fitting_world_sizes, resolve
-from k2_megatron.config.rules_parallel import PARALLEL_RULES
-from k2_megatron.planner.hardware import OUTSIDE_ALLOCATOR_BYTES
+from k2_megatron.config.rules_parallel import refuses_layout
 from k2_megatron.planner.job import Job
 from k2_megatron.planner.place import within_memory
-from k2_megatron.planner.plan import Plan, plan_ranks
+from k2_megatron.planner.plan import Plan, peak_of, plan_ranks
 
 _VIRTUAL = (1, 2, 4, 8)
 _SHOWN = 2
@@ -37,11 +36,10 @@ def nearest_text(plan: Plan) -> str:
 
 def _fitting(job: Job) -> Iterator[tuple[Job, float]]:
     """Jobs that fit with their peak bytes, the nearest pipeline first."""
-    usable = job.gpu.memory_bytes - OUTSIDE_ALLOCATOR_BYTES
     for other in sorted(_candidates(job), key=lambda one: _distance(job, one)):
         placed = within_memory(other)
-        peak = max(rank.total_bytes for rank in plan_ranks(placed))
-        if peak <= usable:
+        peak = peak_of(plan_ranks(placed))
+        if peak <= job.usable_bytes:
             yield placed, peak
 
 
@@ -67,6 +65,5 @@ def _candidates(job: Job) -> Iterator[Job]:
                 pipeline_model_parallel_layout=None,
             )
             config = resolve(replace(job.config, parallel=parallel))
-            refused = any(refusal for rule in PARALLEL_RULES for refusal in rule(config))
-            if not refused and job.num_gpus in fitting_world_sizes(config):
+            if not refuses_layout(config) and job.num_gpus in fitting_world_sizes(config):
                 yield replace(job, config=config)

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from k2_megatron.config.config import Config
-from k2_megatron.config.phases import Phase, last_step_here, phases_of
+from k2_megatron.config.phases import Phase, groups_of, phases_of
 from k2_megatron.errors import TopologyError
-from k2_megatron.planner.hardware import OUTSIDE_ALLOCATOR_BYTES
 from k2_megatron.planner.job import Job
 from k2_megatron.planner.place import within_memory
-from k2_megatron.planner.plan import plan_ranks
+from k2_megatron.planner.plan import Plan, RankPlan, finish_plan, peak_of, plan_ranks
 from k2_megatron.planner.text import gib, table
 
 
@@ -23,19 +22,34 @@ class PhasePeak:
 
     Attributes:
         job: what is planned of it; or why the number of GPUs cannot run it.
-        peak_bytes: of the fullest rank; None where it cannot run.
+        ranks: by pipeline rank; empty where it cannot run.
     """
 
     phase: Phase
     job: Job | TopologyError
-    peak_bytes: float | None
+    ranks: tuple[RankPlan, ...] = ()
+
+    @property
+    def peak_bytes(self) -> float | None:
+        """Of the fullest rank; None where it cannot run."""
+        return peak_of(self.ranks) if self.ranks else None
 
     @property
     def fits(self) -> bool:
         """Every rank fits."""
-        if self.peak_bytes is None or isinstance(self.job, TopologyError):
+        if isinstance(self.job, TopologyError):
             return False
-        return self.peak_bytes <= self.job.gpu.memory_bytes - OUTSIDE_ALLOCATOR_BYTES
+        return peak_of(self.ranks) <= self.job.usable_bytes
+
+    def plan(self) -> Plan:
+        """The whole plan of the phase.
+
+        Raises:
+            TopologyError: the number of GPUs cannot run it.
+        """
+        if isinstance(self.job, TopologyError):
+            raise self.job
+        return finish_plan(self.job, self.ranks, place_matrices=True)
 
 
 def peaks_of_phases(config: Config, make_job: Callable[[Config], Job]) -> list[PhasePeak]:
@@ -48,11 +62,8 @@ def peaks_of_phases(config: Config, make_job: Callable[[Config], Job]) -> list[P
         config: of the run.
         make_job: the job of a phase's configuration; may raise TopologyError.
     """
-    phases = phases_of(config)
     found: list[PhasePeak] = []
-    while len(found) < len(phases):
-        last = last_step_here(phases, phases[len(found)].first_step)
-        here = [phase for phase in phases[len(found) :] if phase.last_step <= last]
+    for here in groups_of(phases_of(config)):
         jobs = [_try(make_job, phase.config) for phase in here]
         possible = [job for job in jobs if isinstance(job, Job)]
         parallel = None
@@ -61,22 +72,10 @@ def peaks_of_phases(config: Config, make_job: Callable[[Config], Job]) -> list[P
         for phase, job in zip(here, jobs, strict=True):
             if isinstance(job, Job) and parallel is not None:
                 job = replace(job, config=replace(job.config, parallel=parallel))
-                peak = max(rank.total_bytes for rank in plan_ranks(job))
-                found.append(PhasePeak(phase=phase, job=job, peak_bytes=peak))
+                found.append(PhasePeak(phase=phase, job=job, ranks=plan_ranks(job)))
             else:
-                found.append(PhasePeak(phase=phase, job=job, peak_bytes=None))
+                found.append(PhasePeak(phase=phase, job=job))
     return found
-
-
-def job_to_plan(peak: PhasePeak) -> Job:
-    """The phase's job.
-
-    Raises:
-        TopologyError: the number of GPUs cannot run it.
-    """
-    if isinstance(peak.job, TopologyError):
-        raise peak.job
-    return peak.job
 
 
 def peaks_text(peaks: Sequence[PhasePeak]) -> str:
@@ -87,11 +86,10 @@ def peaks_text(peaks: Sequence[PhasePeak]) -> str:
 
 
 def _row(peak: PhasePeak) -> tuple[str, str]:
-    if isinstance(peak.job, TopologyError) or peak.peak_bytes is None:
+    if isinstance(peak.job, TopologyError):
         return "CANNOT RUN", ""
-    usable = gib(peak.job.gpu.memory_bytes - OUTSIDE_ALLOCATOR_BYTES)
     verdict = "fits" if peak.fits else "DOES NOT FIT"
-    return verdict, f"peak {gib(peak.peak_bytes)} of {usable} GiB"
+    return verdict, f"peak {gib(peak_of(peak.ranks))} of {gib(peak.job.usable_bytes)} GiB"
 
 
 def _try(make_job: Callable[[Config], Job], config: Config) -> Job | TopologyError:

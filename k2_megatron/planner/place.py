@@ -17,9 +17,8 @@ from k2_megatron.parallel.buckets import buffers
 from k2_megatron.parallel.layout import PipelineLayout, Stage
 from k2_megatron.parallel.layout_search import Memory, Needs, Request, place_layers
 from k2_megatron.planner.activations import chunk_activations
-from k2_megatron.planner.hardware import OUTSIDE_ALLOCATOR_BYTES
 from k2_megatron.planner.job import Job, job_of
-from k2_megatron.planner.plan import RankPlan, plan_ranks
+from k2_megatron.planner.plan import RankPlan, peak_of, plan_ranks
 from k2_megatron.planner.stage_times import stage_times
 from k2_megatron.planner.states import (
     Owned,
@@ -69,7 +68,7 @@ def within_memory(job: Job) -> Job:
         return job
     ranks = plan_ranks(job)
     whole = sum(rank.total_bytes for rank in ranks)
-    if _fits(job, ranks) or whole > _usable(job) * len(ranks):
+    if _fits(job, ranks) or whole > job.usable_bytes * len(ranks):
         return job
     try:
         layout = place_layers(request_of(job, _memory(job, ranks)))
@@ -81,11 +80,7 @@ def within_memory(job: Job) -> Job:
 
 
 def _fits(job: Job, ranks: tuple[RankPlan, ...]) -> bool:
-    return max(rank.total_bytes for rank in ranks) <= _usable(job)
-
-
-def _usable(job: Job) -> int:
-    return job.gpu.memory_bytes - OUTSIDE_ALLOCATOR_BYTES
+    return peak_of(ranks) <= job.usable_bytes
 
 
 def _memory(job: Job, ranks: tuple[RankPlan, ...]) -> Memory:
@@ -107,7 +102,7 @@ def _memory(job: Job, ranks: tuple[RankPlan, ...]) -> Memory:
     counts = [len(stage.layers) for stage in job.layout.stages]
     held = whole.excess_of_ranks(counts)
     limits = (
-        _usable(job) - max(0.0, rank.total_bytes - size)
+        job.usable_bytes - max(0.0, rank.total_bytes - size)
         for rank, size in zip(ranks, held, strict=True)
     )
     return replace(whole, limits=tuple(limits))

@@ -14,7 +14,6 @@ from k2_megatron.parallel.layout import Stage
 from k2_megatron.planner.activations import ChunkActivations, chunk_activations
 from k2_megatron.planner.communication import Traffic, traffic
 from k2_megatron.planner.estimate import Estimate, estimate
-from k2_megatron.planner.hardware import OUTSIDE_ALLOCATOR_BYTES
 from k2_megatron.planner.job import Job
 from k2_megatron.planner.newton_schulz import StageWork, newton_schulz_work
 from k2_megatron.planner.offload import job_travel_plan, rank_pool, room_share
@@ -95,12 +94,12 @@ class Plan:
     @property
     def peak_bytes(self) -> float:
         """Of the fullest rank."""
-        return max(rank.total_bytes for rank in self.ranks)
+        return peak_of(self.ranks)
 
     @property
     def usable_bytes(self) -> int:
         """Of the device, what PyTorch can have."""
-        return self.job.gpu.memory_bytes - OUTSIDE_ALLOCATOR_BYTES
+        return self.job.usable_bytes
 
     @property
     def headroom_bytes(self) -> float:
@@ -118,6 +117,11 @@ class Plan:
         return max(rank.host_bytes for rank in self.ranks) * min(
             self.job.gpus_per_node, self.job.num_gpus
         )
+
+
+def peak_of(ranks: Sequence[RankPlan]) -> float:
+    """Bytes of the fullest rank."""
+    return max(rank.total_bytes for rank in ranks)
 
 
 def make_plan(job: Job, *, place_matrices: bool = True) -> Plan:

@@ -42,7 +42,10 @@ class Callback:
         """
 
     def on_rollback(self, step: int) -> None:
-        """Forget what was written past `step`: the run has gone back to it."""
+        """Forget what was written past `step`: the run has gone back to it.
+
+        Where it raises OSError it is called again in front of the next moment.
+        """
 
     def on_train_end(self) -> None:
         """Finish what a run that ended in order should leave: last step or stop by signal."""
@@ -71,6 +74,7 @@ class CallbackList:
         self._callbacks = tuple(callbacks) if writes else ()
         self._say = say
         self._failing: set[str] = set()
+        self._gone_back: dict[Callback, int] = {}
 
     def on_train_start(self, resumed_step: int) -> None:
         """Prepare every callback; `resumed_step` is 0 for a new run."""
@@ -94,17 +98,24 @@ class CallbackList:
     def on_rollback(self, step: int) -> None:
         """Let every callback forget what came after `step`."""
         for callback in self._callbacks:
-            self._try(callback, partial(callback.on_rollback, step))
+            self._gone_back[callback] = step
+            self._try(callback)
 
     def on_train_end(self) -> None:
         """Let every callback finish a run that ended in order."""
         for callback in self._callbacks:
             callback.on_train_end()
 
-    def _try(self, callback: Callback, action: Callable[[], None]) -> None:
-        """Let a full disk cost a measurement and not the run; said once until it goes well."""
+    def _try(self, callback: Callback, action: Callable[[], None] = lambda: None) -> None:
+        """Let a full disk cost a measurement and not the run; said once until it goes well.
+
+        A rollback that is owed comes first.
+        """
         name = type(callback).__name__
         try:
+            if callback in self._gone_back:
+                callback.on_rollback(self._gone_back[callback])
+                del self._gone_back[callback]
             action()
             self._failing.discard(name)
         except OSError as error:

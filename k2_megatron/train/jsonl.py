@@ -34,7 +34,6 @@ class JsonlWriter(Callback):
         """Write to `run_folder`/metrics.jsonl; the folder is made when training starts."""
         self._path = run_folder / FILE_NAME
         self._file: TextIO | None = None
-        self._gone_back_to: int | None = None
 
     def on_train_start(self, resumed_step: int) -> None:
         """Drop the lines past `resumed_step` and open the file for appending.
@@ -46,19 +45,15 @@ class JsonlWriter(Callback):
         if self._path.exists():
             drop_steps_after(self._path, resumed_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._gone_back_to = None
 
     def on_step_end(self, record: StepRecord) -> None:
         """Write the line and flush it, so that a reader or a crash finds it whole."""
-        if self._gone_back_to is not None:
-            self.on_train_start(self._gone_back_to)
         assert self._file is not None, "on_train_start opens the file"
         self._file.write(to_line(record))
         self._file.flush()
 
     def on_rollback(self, step: int) -> None:
-        """Drop the lines past `step`, as a resume does; a disk that refuses is asked again."""
-        self._gone_back_to = step
+        """Drop the lines past `step`, as a resume does."""
         self.close()
         self.on_train_start(step)
 
@@ -138,16 +133,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(source, start=1):
             if not line.endswith("\n"):
                 return
-            try:
-                values = json.loads(line)
-                whole = isinstance(values, dict) and isinstance(values.get("step"), int)
-            except json.JSONDecodeError:
-                whole = False
-            if not whole:
-                raise MetricsFileError(
-                    f"{path}, line {number}: expected one JSON object with an integer 'step', "
-                    f"found {line.strip()[:60]!r}; remove that line to go on without it"
-                )
+            values = _object(line)
+            if values is None:
+                raise _damaged(path, number, line.strip())
             yield line, values
 
 
@@ -157,21 +145,31 @@ def parse_line(path: Path, line: bytes) -> dict[str, Any]:
     Raises:
         MetricsFileError: it is damaged.
     """
-    try:
-        values = json.loads(line)
-        whole = isinstance(values, dict) and isinstance(values.get("step"), int)
-    except (ValueError, RecursionError):
-        whole = False
-    if not whole:
+    values = _object(line)
+    if values is None:
         # It was read from the file's end: only now it matters how many lines are before it.
         with path.open("rb") as file:
             number = next((n for n, one in enumerate(file, 1) if one == line + b"\n"), 0)
-        raise MetricsFileError(
-            f"{path}, line {number}: expected one JSON object with an integer 'step', found "
-            f"{line[:60]!r}; remove that line"
-        )
+        raise _damaged(path, number, line)
     decoded: dict[str, Any] = _decode(values)
     return decoded
+
+
+def _object(line: str | bytes) -> dict[str, Any] | None:
+    """The object of a line; None where it is damaged."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(values, dict) and isinstance(values.get("step"), int)
+    return values if whole else None
+
+
+def _damaged(path: Path, number: int, line: str | bytes) -> MetricsFileError:
+    return MetricsFileError(
+        f"{path}, line {number}: expected one JSON object with an integer 'step', found "
+        f"{line[:60]!r}; remove that line to go on without it"
+    )
 
 
 def _encode(value: Any) -> Any:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch.distributed as dist
-
 from k2_megatron.checkpoint.folder import list_steps
 from k2_megatron.checkpoint.manifest import DamagedCheckpointError, read_manifest
 from k2_megatron.config.config import Config
-from k2_megatron.config.phases import Phase, check_world_size, last_step_here, phase_at, phases_of
+from k2_megatron.config.phases import Phase, check_world_size, groups_of, phase_at, phases_of
 from k2_megatron.errors import UserError
+from k2_megatron.launch.agreement import from_first_rank
 from k2_megatron.platform.base import Platform
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.memory_check import MemoryCheck, check_memory
@@ -48,13 +47,9 @@ def check_phases(config: Config, platform: Platform, world_size: int) -> Checked
         UserError: a phase does not fit the platform, its memory or the number of processes.
     """
     check_world_size(config, world_size)
-    phases = phases_of(config)
     found: list[Phase] = []
     checks: list[MemoryCheck] = []
-    while len(found) < len(phases):
-        first = phases[len(found)]
-        last = last_step_here(phases, first.first_step)
-        here = [phase for phase in phases[first.index :] if phase.last_step <= last]
+    for here in groups_of(phases_of(config)):
         for phase in here:
             platform.check(phase.config)
         check = _check_memory(max(here, key=_micro_batch_tokens), platform, world_size)
@@ -73,9 +68,7 @@ def phase_to_build(phases: tuple[Phase, ...], folder: RunFolder) -> Phase:
 
     It is only looked at, not verified: `resume_session` refuses to go on in the wrong phase.
     """
-    box = [_next_step(folder) if dist.get_rank() == 0 else 0]
-    dist.broadcast_object_list(box, src=0)
-    return phase_at(phases, box[0])
+    return phase_at(phases, from_first_rank(lambda: _next_step(folder)))
 
 
 def describe_phase(session: Session) -> str:

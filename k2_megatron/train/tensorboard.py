@@ -23,7 +23,6 @@ class TensorBoardWriter(Callback):
         """Remember the folder; nothing is opened until training starts."""
         self._folder = run_folder / FOLDER_NAME
         self._writer: SummaryWriter | None = None
-        self._gone_back_to: int | None = None
 
     def on_train_start(self, resumed_step: int) -> None:
         """Open a new event file that hides what earlier files hold past `resumed_step`."""
@@ -32,12 +31,9 @@ class TensorBoardWriter(Callback):
 
         self._writer = SummaryWriter(str(self._folder), purge_step=resumed_step + 1)
         self._writer.add_custom_scalars(custom_scalars())
-        self._gone_back_to = None
 
     def on_step_end(self, record: StepRecord) -> None:
         """Write the scalars of the step; values are stored as fp32."""
-        if self._gone_back_to is not None:
-            self.on_train_start(self._gone_back_to)
         assert self._writer is not None, "on_train_start opens the writer"
         for tag, value in scalars(record).items():
             self._writer.add_scalar(tag, value, record.step)
@@ -49,8 +45,7 @@ class TensorBoardWriter(Callback):
             self._writer.add_scalar(tags.LOSS_VALID, valid_loss, 0)
 
     def on_rollback(self, step: int) -> None:
-        """Open another event file that hides what came after `step`; if need be, later."""
-        self._gone_back_to = step
+        """Open another event file that hides what came after `step`."""
         self.close()
         self.on_train_start(step)
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from k2_megatron.config.config import Config
-from k2_megatron.config.memory import MemoryConfig, TensorPolicyConfig, numbers_of
+from k2_megatron.config.memory import MemoryConfig, TensorPolicyConfig
+from k2_megatron.config.numbers import Numbers
 from k2_megatron.config.presets import model_from_preset
 from k2_megatron.memory.policy import PRESETS, Policy, policy_of
 from k2_megatron.memory.resolve import layer_policies
@@ -75,10 +76,14 @@ def test_table_has_every_layer_of_every_tensor_once() -> None:
     assert ("mlp_norm_output", "0", "keep: one with the next product", "14336", "14336") in rows
     for name in ACTIVATIONS:
         layers = ",".join(row[1] for row in rows if row[0] == name)
-        assert len(numbers_of(layers)) == len(set(numbers_of(layers)))
-        assert len(numbers_of(layers)) == {"dense": 1, "expert": 6, "shared": 6, "router": 6}.get(
-            name.split("_")[0], 7
-        )
+        numbers = list(Numbers.of(layers))
+        assert len(numbers) == len(set(numbers))
+        assert len(numbers) == {
+            "dense": 1,
+            "expert": 6,
+            "shared": 6,
+            "router": 6,
+        }.get(name.split("_")[0], 7)
 
 
 def test_planned_bytes_follow_the_changes_of_each_layer() -> None:
@@ -109,4 +114,4 @@ def test_names_are_those_of_the_planner() -> None:
 )
 def test_ranges(numbers: list[int], text: str) -> None:
     assert ranges(numbers) == text
-    assert not text or numbers_of(text) == numbers
+    assert not text or list(Numbers.of(text)) == numbers

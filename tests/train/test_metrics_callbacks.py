@@ -101,6 +101,32 @@ def test_every_callback_is_closed_though_one_fails() -> None:
     assert notes == ["c close", "b close", "a close"]
 
 
+def test_a_rollback_that_the_disk_refuses_comes_before_the_next_step() -> None:
+    """Until it goes well nothing is written behind lines that should be gone; it is said once."""
+    notes: list[str] = []
+    refusals = 2
+
+    class Refusing(Noting):
+        def on_rollback(self, step: int) -> None:
+            nonlocal refusals
+            refusals -= 1
+            if refusals >= 0:
+                raise OSError("no space left")
+            notes.append(f"a back to {step}")
+
+    said: list[str] = []
+    callbacks = CallbackList([Refusing("a", notes)], writes=True, say=said.append)
+    callbacks.on_rollback(3)
+    for step in (4, 5, 6):
+        callbacks.on_step_end(bare_record(step))
+    assert [note for note in notes if "measure" not in note] == [
+        "a back to 3",
+        "a step 5 []",
+        "a step 6 []",
+    ]
+    assert said == ["warning: Refusing cannot write, training goes on: no space left"]
+
+
 def test_the_base_callback_watches_nothing() -> None:
     run_once(CallbackList([Callback()], writes=True))
 

@@ -8,6 +8,8 @@ import argparse
 import re
 from pathlib import Path
 
+from k2_megatron.config.arguments import add_overrides
+
 IMPORT, EXPORT = "import-hf", "export-hf"
 DTYPES = ("bf16", "fp32")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)", re.IGNORECASE)
@@ -26,7 +28,7 @@ def add_huggingface_parsers(
     )
     parser.add_argument("release", type=Path, metavar="RELEASE", help="folder with config.json")
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the run")
-    _add_set(parser)
+    add_overrides(parser)
     _add_sizes(parser, "--part-size", "2GB", "a file of the checkpoint")
     parser = commands.add_parser(
         EXPORT,
@@ -44,7 +46,7 @@ def add_huggingface_parsers(
         metavar="CONFIG",
         help="YAML file of the run (default: the run folder's resolved_config.yaml)",
     )
-    _add_set(parser)
+    add_overrides(parser)
     parser.add_argument(
         "--dtype", choices=DTYPES, default="bf16", help="of the weights (default: bf16)"
     )
@@ -56,17 +58,6 @@ def add_huggingface_parsers(
         "import-hf kept in the run folder)",
     )
     _add_sizes(parser, "--shard-size", "5GB", "a safetensors file")
-
-
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="replace one value of the YAML file; may be repeated",
-    )
 
 
 def _add_sizes(parser: argparse.ArgumentParser, option: str, default: str, what: str) -> None:

@@ -61,10 +61,9 @@ class Stragglers:
         """
         passes = [self._platform.seconds_between(begin, end) for begin, end in self._marks]
         own = median(passes) if passes else -1.0
-        gathered = torch.full((self._world_size,), own, dtype=torch.float64, device=self._device)
-        if self._world_size > 1:
-            one = torch.tensor([own], dtype=torch.float64, device=self._device)
-            dist.all_gather_into_tensor(gathered, one)
+        gathered = torch.empty(self._world_size, dtype=torch.float64, device=self._device)
+        one = torch.tensor([own], dtype=torch.float64, device=self._device)
+        dist.all_gather_into_tensor(gathered, one)
         seconds = {rank: time for rank, time in enumerate(gathered.tolist()) if time >= 0}
         if not seconds:
             return {}

@@ -80,7 +80,7 @@ class Watchdog:
     def enter(self, stage: str) -> None:
         """Note that something was done, and what begins now, for example `step 12`."""
         self._stage, self._began = stage, time.monotonic()
-        if sys.stderr is not None and _has_descriptor(sys.stderr):
+        if _has_descriptor(sys.stderr):
             faulthandler.dump_traceback_later(
                 self._timeout + GATHER_SECONDS + _LAST_RESORT_SECONDS, exit=True
             )
@@ -134,7 +134,7 @@ class Watchdog:
             file=sys.stderr,
             flush=True,
         )
-        if sys.stderr is not None and _has_descriptor(sys.stderr):
+        if _has_descriptor(sys.stderr):
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
 
     def _dump(self, folder: Path) -> None:
@@ -161,7 +161,7 @@ def _read(folder: Path) -> dict[int, Standing]:
 
 
 def _has_descriptor(stream: object) -> bool:
-    """Whether faulthandler can write to it from C."""
+    """Whether faulthandler can write to it from C; it may be None, as where there is no stderr."""
     try:
         stream.fileno()  # type: ignore[attr-defined]
     except (AttributeError, OSError, ValueError):
