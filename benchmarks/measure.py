@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from exposed import profiled
 
 SEQ_LENGTH = 4096
 VOCAB_SIZE = 32768
@@ -52,6 +54,8 @@ def add_slice_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=6, help="measured, after three that are not")
     parser.add_argument("--hot", type=int, default=0, help="experts that every token goes to")
     parser.add_argument("--held", action="store_true", help="measure what forwards hold, too")
+    parser.add_argument("--exposed", action="store_true", help="measure communication, too")
+    parser.add_argument("--trace", type=Path, help="with --exposed: where its trace goes")
 
 
 def wait_for_turn() -> None:
@@ -94,6 +98,10 @@ def measure(
             seconds.append(time.perf_counter() - began)
             launches.append(launched)
     peak = torch.cuda.max_memory_allocated()
+    seen = {}
+    if args.exposed:
+        last = dist.get_rank() == dist.get_world_size() - 1
+        seen = profiled(lambda: step(batches), args.trace if last else None)
     # The step first: the graph of the last forward may outlive it in the layers' checkpoints.
     forwards = held_at_forwards(step, chunks[0], batches) if args.held else []
     data_size = dist.get_world_size() // (shape.tp * shape.pp)
@@ -106,6 +114,7 @@ def measure(
         "held_mib": held_by_forwards(chunks[0], batches) if args.held and shape.pp == 1 else [],
         "forwards_mib": forwards,
         "device": torch.cuda.get_device_name(),
+        **seen,
     }
 
 

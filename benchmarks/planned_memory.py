@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peak memory by plan and as measured, over layers, micro-batch and sequence of the K2 slice.
 
-    python3 benchmarks/planned_memory.py                       one GPU, ten cases
+    python3 benchmarks/planned_memory.py                       one GPU, 13 cases
     python3 benchmarks/planned_memory.py --gpus 2              two GPUs: PP2, EP2, DP2
     python3 benchmarks/planned_memory.py --only 2,1,4096,none,muonclip
 
@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
-import subprocess
 import sys
 from dataclasses import astuple, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from slice import SideFailedError, outputs_of, start
 
 from k2_megatron.config.loader import load_config
 from k2_megatron.planner.job import job_of
@@ -59,27 +59,34 @@ class Case:
 
 
 _PP = "parallel.pipeline_model_parallel_size=2"
+_VPP = f"{_PP} parallel.virtual_pipeline_model_parallel_size=2"
 _EP = "parallel.expert_model_parallel_size=2 model.num_experts=48"
 ONE_GPU = [
     Case(1, 1, 4096, "none", "muonclip"),
     Case(2, 1, 4096, "none", "muonclip"),
-    Case(3, 1, 4096, "none", "muonclip"),
-    Case(1, 2, 4096, "none", "muonclip"),
     Case(2, 2, 4096, "none", "muonclip"),
     Case(2, 4, 2048, "none", "muonclip"),
     Case(1, 1, 8192, "none", "muonclip"),
     Case(2, 1, 16384, "none", "muonclip"),
     Case(1, 1, 4096, "none", "adamw"),
     Case(2, 2, 4096, "none", "adamw"),
+    Case(2, 2, 4096, "k2", "muonclip"),
+    Case(3, 1, 4096, "k2", "muonclip"),
+    Case(2, 2, 4096, "k2-lean", "muonclip"),
+    Case(2, 1, 16384, "k2-lean", "adamw"),
+    Case(3, 2, 4096, "k2-full", "muonclip"),
 ]
 TWO_GPUS = [
     Case(4, 1, 4096, "none", "muonclip", _PP),
     Case(4, 2, 4096, "none", "muonclip", _PP),
-    Case(4, 1, 4096, "none", "muonclip", f"{_PP} parallel.virtual_pipeline_model_parallel_size=2"),
+    Case(4, 1, 4096, "none", "muonclip", _VPP),
     Case(2, 1, 4096, "none", "muonclip", _EP),
     Case(2, 2, 4096, "none", "muonclip", _EP),
     Case(2, 1, 4096, "none", "muonclip"),
     Case(2, 1, 4096, "none", "adamw", _EP),
+    Case(2, 2, 4096, "k2-lean", "muonclip", _EP),
+    Case(4, 1, 4096, "k2", "muonclip", _VPP),
+    Case(4, 1, 4096, "k2-full", "muonclip", _VPP),
 ]
 
 
@@ -103,16 +110,25 @@ def main() -> None:
         f"{'layers':>6} {'mbs':>4} {'seq':>6} {'preset':8} {'optimizer':9} {'rank':>4} "
         f"{'planned GiB':>12} {'measured GiB':>13} {'error':>7}  peak in     layout"
     )
-    for case in cases:
-        show(case, args.gpus)
+    # All are started at once, because importing takes longer than training three steps.
+    waiting = [
+        (case, start([Path(__file__).name, "--rank-of", json.dumps(vars(case))], args.gpus))
+        for case in cases
+    ]
+    for case, ranks in waiting:
+        try:
+            measured = [found for (found,) in outputs_of(str(case), ranks)]
+        except SideFailedError as error:
+            print("\n".join(str(error).splitlines()[-3:]))
+            measured = []
+        show(case, args.gpus, measured)
 
 
-def show(case: Case, gpus: int) -> None:
-    """Plan, run and print one case."""
+def show(case: Case, gpus: int, measured: list[dict[str, Any]]) -> None:
+    """Plan and print one case; nothing was measured where it failed."""
     config = load_config(CONFIG, case.overrides(gpus))
     plan = make_plan(job_of(config, gpus), place_matrices=False)
-    measured = run(case, gpus)
-    for index, found in enumerate(measured):
+    for index, found in enumerate(measured or [None]):
         stage = plan.ranks[found["pipeline_rank"] if found else 0]
         layers, micro_batch, sequence, preset, optimizer, layout = astuple(case)
         layout = layout.replace("parallel.", "").replace("_model_parallel_size", "")
@@ -127,51 +143,23 @@ def show(case: Case, gpus: int) -> None:
         print(f"{head}  {phase:10}  {layout}", flush=True)
 
 
-def run(case: Case, gpus: int) -> list[dict[str, Any] | None]:
-    """Every rank's measurement; None for one that failed, whose last words are printed."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    ranks = []
-    for rank in range(gpus):
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": gpus, "MASTER_PORT": port}
-        environment = {name: str(value) for name, value in places.items()}
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", __file__, "--rank-of", json.dumps(vars(case))],
-                env={**os.environ, **environment, "MASTER_ADDR": "127.0.0.1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    results: list[dict[str, Any] | None] = []
-    for process in ranks:
-        out, errors = process.communicate(timeout=300)
-        lines = [line for line in out.splitlines() if line.startswith("{")]
-        if process.returncode or not lines:
-            print("\n".join(errors.splitlines()[-3:]))
-            results.append(None)
-        else:
-            results.append(json.loads(lines[-1]))
-    return results
-
-
 def train(case: Case) -> dict[str, Any]:
     """Train three steps as one rank and tell its peak."""
     import torch
     import torch.distributed as dist
+    from measure import wait_for_turn
 
     from k2_megatron.platform.select import current_platform
 
     world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     config = load_config(CONFIG, case.overrides(world_size))
     platform = current_platform()
-    platform.prepare(rank)
-    dist.init_process_group(platform.backend, **platform.process_group_options())
     from k2_megatron.train.session import build_session
     from k2_megatron.train.step import train_step
 
+    wait_for_turn()
+    platform.prepare(rank)
+    dist.init_process_group(platform.backend, **platform.process_group_options())
     session = build_session(config, platform, world_size)
     # Building holds parameters twice for a moment; a run's own metrics count that too, the plan
     # is about training.

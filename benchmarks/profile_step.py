@@ -32,7 +32,7 @@ GROUPS = {
 }
 
 
-def run(folder: Path, micro_batches: int) -> None:
+def run(folder: Path, micro_batches: int, overrides: list[str]) -> None:
     """Profile one step after warm-up and write profile.json."""
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
@@ -44,7 +44,7 @@ def run(folder: Path, micro_batches: int) -> None:
     from torch.profiler import ProfilerActivity, profile, schedule
 
     arguments = argparse.Namespace(
-        layers=2, tp=1, pp=1, vpp=1, ep=1, micro_batches=micro_batches, overrides=[]
+        layers=2, tp=1, pp=1, vpp=1, ep=1, micro_batches=micro_batches, overrides=overrides
     )
     session = ours.build(arguments)
     from k2_megatron.train.step import train_step
@@ -139,7 +139,7 @@ def summary(result: dict[str, Any]) -> str:
     longest: Counter[str] = Counter()
     for kernel in kernels:
         longest[kernel["name"][:90]] += kernel["end"] - kernel["begin"]
-    lines += [f"{us / 1e3:9.1f} ms    {name}" for name, us in longest.most_common(25)]
+    lines += [f"{us / 1e3:9.1f} ms    {name}" for name, us in longest.most_common(40)]
     lines.append(f"host synchronisations: {sum(result['syncs'].values())} {result['syncs']}")
     return "\n".join(lines)
 
@@ -193,11 +193,12 @@ def main() -> None:
     runner = commands.add_parser("run")
     runner.add_argument("--out", type=Path, required=True)
     runner.add_argument("--micro-batches", type=int, default=4)
+    runner.add_argument("--set", dest="overrides", action="append", default=[])
     drawer = commands.add_parser("draw")
     drawer.add_argument("folder", type=Path)
     args = parser.parse_args()
     if args.command == "run":
-        run(args.out, args.micro_batches)
+        run(args.out, args.micro_batches, args.overrides)
     else:
         draw(args.folder)
 

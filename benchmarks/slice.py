@@ -128,8 +128,12 @@ def start(arguments: Sequence[str], num_gpus: int) -> list[subprocess.Popen[str]
     return ranks
 
 
-def turn(name: str, ranks: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
-    """Let one side measure, and read its JSON lines."""
+def outputs_of(name: str, ranks: list[subprocess.Popen[str]]) -> list[list[dict[str, Any]]]:
+    """Let one side measure, and read the JSON lines of every rank.
+
+    Raises:
+        SideFailedError: a rank ended with an error.
+    """
     for process in ranks:
         assert process.stdin is not None
         process.stdin.write("go\n")
@@ -139,7 +143,15 @@ def turn(name: str, ranks: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
     for process, (_, errors) in zip(ranks, outputs, strict=True):
         if process.returncode:
             raise SideFailedError(f"{name} failed:\n{errors[-4000:]}")
-    return [json.loads(line) for line in outputs[-1][0].splitlines() if line.startswith("{")]
+    return [
+        [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        for text, _ in outputs
+    ]
+
+
+def turn(name: str, ranks: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    """Let one side measure, and read the JSON lines of its last rank."""
+    return outputs_of(name, ranks)[-1]
 
 
 def turns_that_go_well(

@@ -44,11 +44,12 @@ class _Experts:
     Attributes:
         policy: set by whoever builds the model.
         make_redispatch: gives, for the forward under way and the number of its rows here, a
-            function that sends its tokens here again; needed where the policy rebuilds them.
+            function that fills them again by sending them here; needed where the policy rebuilds
+            them.
     """
 
     policy = ExpertsPolicy()
-    make_redispatch: Callable[[int], Callable[[], Tensor]] | None = None
+    make_redispatch: Callable[[int], Callable[[Tensor], None]] | None = None
     config: Any
 
     def _up(self, tokens: Tensor, counts: list[int]) -> Tensor:
@@ -101,7 +102,7 @@ class _Experts:
             EmptyUntil(
                 [tokens],
                 until=output if early else up,
-                fill=lambda tensors: _copy(redispatch(), tensors[0]),
+                fill=lambda tensors: redispatch(*tensors),
             )
         elif policy.input_store is not None:
             assert not early, "SwiGLU's input would be rebuilt from rounded tokens"
@@ -121,10 +122,6 @@ class _Experts:
 
             EmptyUntil([], until=output, fill=rebuild)
         gated.discard_output(until=output)
-
-
-def _copy(source: Tensor, emptied: Tensor) -> None:
-    allocate(emptied).copy_(source)
 
 
 class GroupedExperts(_Experts, TEGroupedMLP):  # type: ignore[misc]

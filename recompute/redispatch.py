@@ -5,7 +5,9 @@
 A token dispatcher keeps what it found out for one forward in its attributes and replaces it at the
 next. What the second journey needs of it is remembered here: who goes where is known, so no count
 is exchanged again and the GPU is not waited for; weights of the router do not travel, because
-SwiGLU has saved them. token_dispatcher.py:237-305 and 560-753 are the first journey.
+SwiGLU has saved them. token_dispatcher.py:237-305 and 560-753 are the first journey. Its
+permutations are gathers of rows here, the last of which writes where the tokens are wanted; on one
+rank it is the only one, where the first journey sorts what is in order already.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from k2_megatron.recompute.storage import allocate
 from megatron.core.tensor_parallel import all_to_all, gather_from_sequence_parallel_region
-from megatron.core.transformer.moe.moe_utils import permute, sort_chunks_by_idxs
 from megatron.core.transformer.moe.token_dispatcher import (
     MoEAllGatherTokenDispatcher,
     MoEAlltoAllTokenDispatcher,
@@ -46,26 +48,30 @@ class Redispatcher:
     def _on_routed(self, router: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         self._routing_map = outputs[1] if torch.is_grad_enabled() else None
 
-    def __call__(self, num_rows: int) -> Callable[[], Tensor]:
+    def __call__(self, num_rows: int) -> Callable[[Tensor], None]:
         """A function that sends the tokens of the forward under way again. Collective.
 
         Called while the experts' forward runs, and its result in backward, without gradients.
 
         Args:
             num_rows: of tokens that came here.
+
+        Returns:
+            Given the emptied tensor [num_rows, h], allocates it and fills it.
         """
         hidden, self._hidden = self._hidden, None
         routing_map, self._routing_map = self._routing_map, None
         assert hidden is not None and routing_map is not None
         if isinstance(self._dispatcher, MoEAllGatherTokenDispatcher):
-            return _by_all_gather(self._dispatcher, hidden, num_rows)
-        return _by_all_to_all(self._dispatcher, hidden, routing_map)
+            return _by_all_gather(self._dispatcher, hidden)
+        return _by_all_to_all(self._dispatcher, hidden, routing_map, num_rows)
 
 
-def _by_all_to_all(dispatcher: Any, hidden: Tensor, routing_map: Tensor) -> Callable[[], Tensor]:
+def _by_all_to_all(
+    dispatcher: Any, hidden: Tensor, routing_map: Tensor, num_rows: int
+) -> Callable[[Tensor], None]:
     assert not dispatcher.drop_and_pad
-    fused = dispatcher.config.moe_permute_fusion
-    num_sent = dispatcher.num_out_tokens
+    num_sent = int(dispatcher.num_out_tokens)
     received, sent = dispatcher.output_splits, dispatcher.input_splits
     over_tensor = (
         None if dispatcher.output_splits_tp is None else dispatcher.output_splits_tp.tolist()
@@ -74,35 +80,64 @@ def _by_all_to_all(dispatcher: Any, hidden: Tensor, routing_map: Tensor) -> Call
         dispatcher.num_global_tokens_per_local_expert if dispatcher.num_local_experts > 1 else None
     )
 
-    def run() -> Tensor:
-        tokens, _, _ = permute(
-            hidden.view(-1, hidden.shape[-1]), routing_map, num_out_tokens=num_sent, fused=fused
-        )
-        tokens = all_to_all(dispatcher.ep_group, tokens, received, sent)
-        if dispatcher.tp_size > 1:
-            tokens = gather_from_sequence_parallel_region(
-                tokens, group=dispatcher.tp_group, output_split_sizes=over_tensor
-            )
-        if sizes is not None:
-            tokens, _ = sort_chunks_by_idxs(
-                tokens, sizes.ravel(), dispatcher.sort_input_by_local_experts, fused=fused
-            )
-        rows: Tensor = tokens
-        return rows
+    def run(emptied: Tensor) -> None:
+        tokens, rows = _flat(hidden), _rows_by_expert(routing_map, num_sent)
+        if dispatcher.ep_size * dispatcher.tp_size > 1:
+            tokens = all_to_all(dispatcher.ep_group, tokens[rows], received, sent)
+            if dispatcher.tp_size > 1:
+                tokens = gather_from_sequence_parallel_region(
+                    tokens, group=dispatcher.tp_group, output_split_sizes=over_tensor
+                )
+            if sizes is None:
+                allocate(emptied).copy_(tokens)
+                return
+            rows = _rows_by_chunk(sizes, dispatcher.sort_input_by_local_experts, num_rows, tokens)
+        torch.index_select(tokens, 0, rows, out=allocate(emptied))
 
     return run
 
 
-def _by_all_gather(dispatcher: Any, hidden: Tensor, num_rows: int) -> Callable[[], Tensor]:
-    local_map, fused = dispatcher.local_map, dispatcher.config.moe_permute_fusion
+def _by_all_gather(dispatcher: Any, hidden: Tensor) -> Callable[[Tensor], None]:
+    local_map = dispatcher.local_map
 
-    def run() -> Tensor:
-        tokens = hidden.view(-1, hidden.shape[-1])
+    def run(emptied: Tensor) -> None:
+        tokens = _flat(hidden)
         if dispatcher.tp_size > 1 or dispatcher.ep_size > 1:
             tokens = gather_from_sequence_parallel_region(
                 tokens, group=dispatcher.tp_ep_group, use_global_buffer=True
             )
-        rows: Tensor = permute(tokens, local_map, num_out_tokens=num_rows, fused=fused)[0]
-        return rows
+        rows = _rows_by_expert(local_map, emptied.shape[0])
+        torch.index_select(tokens, 0, rows, out=allocate(emptied))
 
     return run
+
+
+def _flat(hidden: Tensor) -> Tensor:
+    return hidden.view(-1, hidden.shape[-1])
+
+
+def _rows_by_expert(routing_map: Tensor, count: int) -> Tensor:
+    """Tokens of the first expert, of the second, ..., each in order: int64 [count].
+
+    Args:
+        routing_map: bool [tokens, experts].
+        count: how many are true in it, so that nobody has to ask the GPU.
+    """
+    return torch.nonzero_static(routing_map.t(), size=count)[:, 1]
+
+
+def _rows_by_chunk(sizes: Tensor, order: Tensor, count: int, like: Tensor) -> Tensor:
+    """Rows of chunks that lie one behind the other, chunk by chunk in another order: int64 [count].
+
+    Args:
+        sizes: rows of each chunk.
+        order: chunks, as they shall be.
+        count: the sum of sizes.
+        like: on whose device.
+    """
+    sizes, order = (given.ravel().to(like.device) for given in (sizes, order))
+    begins = sizes.cumsum(0) - sizes
+    sizes, begins = sizes[order], begins[order]
+    shifts = begins - (sizes.cumsum(0) - sizes)
+    moved = torch.repeat_interleave(shifts, sizes, output_size=count)
+    return moved + torch.arange(count, device=like.device)

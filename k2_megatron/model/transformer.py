@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 from k2_megatron.config.config import Config
 from k2_megatron.config.model import ModelConfig
 from k2_megatron.parallel.layout import PipelineLayout
+from k2_megatron.platform import engine
 from k2_megatron.platform.base import Platform
 
 
@@ -25,6 +26,20 @@ def records_max_logits(config: Config) -> bool:
     return config.optimizer.type == "muonclip" and config.optimizer.qk_clip != "none"
 
 
+def fuses_rope(config: Config, platform: Platform) -> bool:
+    """Whether rotary positions, and the copies that put queries, keys and values together, are one
+    kernel each way.
+
+    Not under context parallelism: yarn_rotary_pos_embedding.py:189 cuts cosines of its own length
+    for the rank, not those of the sequence. Not in fp32, which is there to be compared.
+    """
+    return (
+        platform.uses_transformer_engine
+        and config.precision.dtype != "fp32"
+        and config.parallel.context_parallel_size == 1
+    )
+
+
 def transformer_config(
     config: Config, layout: PipelineLayout, platform: Platform
 ) -> MLATransformerConfig:
@@ -32,6 +47,7 @@ def transformer_config(
     dtype = parameter_dtype(config)
     return MLATransformerConfig(
         **_model_fields(config.model),
+        **_rope_fields(config, platform),
         **_moe_fields(config.model),
         **_parallel_fields(config, layout),
         moe_token_dispatcher_type=config.parallel.moe_token_dispatcher_type,
@@ -47,7 +63,6 @@ def transformer_config(
 
 
 def _model_fields(model: ModelConfig) -> dict[str, Any]:
-    yarn = model.rope_type == "yarn"
     return {
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
@@ -60,16 +75,6 @@ def _model_fields(model: ModelConfig) -> dict[str, Any]:
         "qk_pos_emb_head_dim": model.qk_pos_emb_head_dim,
         "v_head_dim": model.v_head_dim,
         "qk_layernorm": True,
-        "rope_type": model.rope_type,
-        "rotary_base": model.rotary_base,
-        # multi_latent_attention.py:125 puts mscale^2 into the softmax scale for plain RoPE too;
-        # a factor of 1 makes it 1.
-        "rotary_scaling_factor": model.rotary_scaling_factor if yarn else 1.0,
-        "original_max_position_embeddings": model.original_max_position_embeddings,
-        "beta_fast": model.beta_fast,
-        "beta_slow": model.beta_slow,
-        "mscale": model.mscale,
-        "mscale_all_dim": model.mscale_all_dim,
         "normalization": "RMSNorm",
         "layernorm_epsilon": model.layernorm_epsilon,
         "gated_linear_unit": True,
@@ -79,6 +84,30 @@ def _model_fields(model: ModelConfig) -> dict[str, Any]:
         "hidden_dropout": 0.0,
         "mtp_num_layers": model.mtp_num_layers or None,
         "mtp_loss_scaling_factor": model.mtp_loss_scaling_factor,
+    }
+
+
+def _rope_fields(config: Config, platform: Platform) -> dict[str, Any]:
+    model, fused = config.model, fuses_rope(config, platform)
+    if fused:
+        engine.fix_rope_blocks(
+            model.num_attention_heads // config.parallel.tensor_model_parallel_size
+        )
+    yarn = model.rope_type == "yarn"
+    return {
+        # The fused kernels take cosines that only YaRN's class keeps; stretched by a factor of 1
+        # it gives plain RoPE's.
+        "apply_rope_fusion": fused,
+        "rope_type": "yarn" if fused else model.rope_type,
+        "rotary_base": model.rotary_base,
+        # multi_latent_attention.py:125 puts mscale^2 into the softmax scale for plain RoPE too;
+        # a factor of 1 makes it 1.
+        "rotary_scaling_factor": model.rotary_scaling_factor if yarn else 1.0,
+        "original_max_position_embeddings": model.original_max_position_embeddings,
+        "beta_fast": model.beta_fast,
+        "beta_slow": model.beta_slow,
+        "mscale": model.mscale,
+        "mscale_all_dim": model.mscale_all_dim,
     }
 
 

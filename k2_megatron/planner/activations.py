@@ -215,6 +215,7 @@ class ChunkActivations:
         routed: the part of `device` that follows the router.
         leaving_routed: the same of `leaving`.
         recomputed: bytes of the largest layer's tensors that backward rebuilds or dequantises.
+        emptied: the part of them that experts hold until their outputs are there.
     """
 
     device: dict[str, float]
@@ -222,6 +223,7 @@ class ChunkActivations:
     routed: float
     leaving_routed: float
     recomputed: float
+    emptied: float
 
     @property
     def total(self) -> float:
@@ -247,19 +249,23 @@ def chunk_activations(job: Job, stage: Stage) -> ChunkActivations:
             leaving[tensor.name] = leaving.get(tensor.name, 0.0) + away
         routed += size if tensor.routed else 0.0
         leaving_routed += away if tensor.routed else 0.0
-    rebuilt = [
-        sum(
-            tensor.elements * tensor.width * tensor.rows_factor(job.imbalance)
-            for tensor in layer_tensors(job, dense=dense)
-            if installed_policy(job, policies, tensor.name, dense=dense)
-            not in (Policy.KEEP, Policy.HOST)
-        )
-        for _, dense, policies in layer_kinds(job, stage)
-    ]
+    rebuilt = [_rebuilt(job, dense, policies) for _, dense, policies in layer_kinds(job, stage)]
     return ChunkActivations(
         device=device,
         leaving=leaving,
         routed=routed,
         leaving_routed=leaving_routed,
-        recomputed=max(rebuilt, default=0.0),
+        recomputed=max((sum(sizes.values()) for sizes in rebuilt), default=0.0),
+        emptied=max((sizes.get("experts", 0.0) for sizes in rebuilt), default=0.0),
     )
+
+
+def _rebuilt(job: Job, dense: bool, policies: Policies) -> dict[str, float]:
+    """Bytes, by part of the layer, of what is neither kept nor only away: it is there twice."""
+    sizes: dict[str, float] = {}
+    for tensor in layer_tensors(job, dense=dense):
+        policy = installed_policy(job, policies, tensor.name, dense=dense)
+        if policy not in (Policy.KEEP, Policy.HOST):
+            size = tensor.elements * tensor.width * tensor.rows_factor(job.imbalance)
+            sizes[tensor.part] = sizes.get(tensor.part, 0.0) + size
+    return sizes

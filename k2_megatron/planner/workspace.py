@@ -36,11 +36,30 @@ def pass_peak(
         head = sum(chunk.device.get(tensor.name, 0.0) for tensor in head_tensors(job))
         if stage.loss:
             moments.append(held + _head_backward(job))
+        moments.append(held - head + layer_forward(job, stage, chunk))
         moments.append(held - head + layer_backward(job, stage, chunk))
         if stage.embedding:
             # The last thing that backward of a micro-batch does: its layers are gone by then.
             moments.append(held - chunk.total + _embedding_backward(job))
     return max(moments) + LIBRARY_BYTES
+
+
+def layer_forward(job: Job, stage: Stage, chunk: ChunkActivations) -> float:
+    """Transients of one layer's forward, beyond what it keeps; 0 without experts.
+
+    moe_layer.py keeps the tokens as they came, before they are sorted by expert, until the layer
+    ends; beside them are the experts' outputs, and the same unsorted or sent back. What the policy
+    empties goes when the outputs are there. Four tensors of the hidden size are measured, the
+    shared expert's output among them.
+    """
+    shape, degrees, width = job.shape, job.degrees, job.width
+    if all(shape.is_dense(layer) for layer in stage.layers):
+        return 0.0
+    rows = job.tokens / degrees.context / degrees.tensor
+    routed = rows * job.config.model.moe_router_topk
+    routed *= job.imbalance if degrees.expert > 1 else 1.0
+    copy = routed * shape.hidden_size * width
+    return 2 * copy + max(copy, chunk.emptied) + 4 * rows * shape.hidden_size * width
 
 
 def layer_backward(job: Job, stage: Stage, chunk: ChunkActivations) -> float:

@@ -87,7 +87,6 @@ class CpuPlatform(Platform):
             "bias_activation_fusion": False,
             "bias_dropout_fusion": False,
             "masked_softmax_fusion": False,
-            "apply_rope_fusion": False,
             "deallocate_pipeline_outputs": False,
         }
 

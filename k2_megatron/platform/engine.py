@@ -69,6 +69,25 @@ def mend_without_transformer_engine() -> None:
     moe_utils.te_general_gemm = None
 
 
+def fix_rope_blocks(num_heads: int) -> None:
+    """Give megatron-core's fused rotary kernels one block of heads that divides them.
+
+    fused_mla_yarn_rope_apply.py tunes the block in each process anew. A block that does not divide
+    the heads reads and writes beyond them (:439, :538), and the gradient of the shared rotary key
+    is summed over heads block by block (:552), so that its bits would depend on the tuning.
+
+    Args:
+        num_heads: attention heads of this tensor-parallel rank.
+    """
+    import megatron.core.fusions.fused_mla_yarn_rope_apply as rope
+    import triton
+
+    block = min(16, num_heads & -num_heads)  # the largest power of 2 that divides them
+    for name in ("fwd_q", "bwd_q", "fwd_kv", "bwd_kv"):
+        kernel: Any = getattr(rope, f"rotary_{name}_kernel")
+        kernel.configs = [triton.Config({"BLOCK_H": block})]
+
+
 def mend_output_discarding_checkpoint() -> None:
     """tensor_parallel/random.py:636 and :444, see `k2_megatron.recompute.checkpoint`."""
     from megatron.core import tensor_parallel

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from k2_megatron.kernels.fp8_tile.tiles import TILE, Tiles, empty_tiles, tiles_in_row
-from k2_megatron.kernels.fp8_tile.triton_kernels import encode
+from k2_megatron.kernels.fp8_tile.triton_kernels import at_once, encode
 from torch import Tensor
 
 MAX_TILES = 16
@@ -58,6 +58,7 @@ def backward(
             WHOLE=size % TILE == 0,
             WEIGHTED=probs is not None,
             TILES=_tiles_at_once(size),
+            AT_ONCE=at_once(dy),
             num_warps=WARPS,
             enable_fp_fusion=False,
         )
@@ -91,6 +92,7 @@ def _launch_forward(
             WHOLE=size % TILE == 0,
             WEIGHTED=probs is not None,
             TILES=tiles,
+            AT_ONCE=at_once(out),
             num_warps=WARPS,
             enable_fp_fusion=False,
         )
@@ -102,6 +104,13 @@ def _tiles_at_once(size: int) -> int:
 
 
 @triton.jit
+def _columns(tile: tl.tensor, AT_ONCE: tl.constexpr) -> tl.tensor:
+    """Columns of tiles of a row, [tiles, 128]."""
+    column = (tile * _TILE)[:, None] + tl.arange(0, _TILE)[None, :]
+    return tl.max_contiguous(column, [1, AT_ONCE])
+
+
+@triton.jit
 def _load(
     x: tl.tensor,
     scales: tl.tensor,
@@ -110,6 +119,7 @@ def _load(
     size: tl.tensor,
     READS_TILES: tl.constexpr,
     WHOLE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     dtype: tl.constexpr,
 ) -> tl.tensor:
     """Tiles of half a row, which begins at column `begin`: fp32 [tiles, 128], 0 beyond its end.
@@ -117,7 +127,7 @@ def _load(
     `x` and `scales` point to the row. Numbers of an FP8 copy are rounded to `dtype`, as if they had
     been dequantised before.
     """
-    column = (tile * _TILE)[:, None] + tl.arange(0, _TILE)[None, :]
+    column = _columns(tile, AT_ONCE)
     inside = column < size
     wide = tl.load(x + begin + column, mask=inside, other=0.0).to(tl.float32)
     if READS_TILES:
@@ -144,6 +154,7 @@ def _forward(
     WHOLE: tl.constexpr,
     WEIGHTED: tl.constexpr,
     TILES: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ) -> None:
     """TILES tiles of gate and of up of one row; a matrix may have more than 2^31 elements."""
     dtype: tl.constexpr = out.dtype.element_ty
@@ -151,10 +162,10 @@ def _forward(
     x += row * 2 * size
     scales += row * per_row
     tile = tl.program_id(1) * TILES + tl.arange(0, TILES)
-    column = (tile * _TILE)[:, None] + tl.arange(0, _TILE)[None, :]
+    column = _columns(tile, AT_ONCE)
     inside = column < size
-    gate = _load(x, scales, tile, 0, size, READS_TILES, WHOLE, dtype)
-    up = _load(x, scales, tile, size, size, READS_TILES, WHOLE, dtype)
+    gate = _load(x, scales, tile, 0, size, READS_TILES, WHOLE, AT_ONCE, dtype)
+    up = _load(x, scales, tile, size, size, READS_TILES, WHOLE, AT_ONCE, dtype)
     y = gate * tl.sigmoid(gate) * up
     if WEIGHTED:
         y = y * tl.load(probs + row).to(tl.float32)
@@ -184,6 +195,7 @@ def _backward(
     WHOLE: tl.constexpr,
     WEIGHTED: tl.constexpr,
     TILES: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ) -> None:
     """One row, TILES tiles of gate and of up at a time: the gradient of its weight is one sum."""
     dtype: tl.constexpr = dx.dtype.element_ty
@@ -198,10 +210,10 @@ def _backward(
     total = tl.zeros((TILES, _TILE), tl.float32)
     for first in range(0, tl.cdiv(size, _TILE), TILES):
         tile = first + tl.arange(0, TILES)
-        column = (tile * _TILE)[:, None] + tl.arange(0, _TILE)[None, :]
+        column = _columns(tile, AT_ONCE)
         inside = column < size
-        gate = _load(x, scales, tile, 0, size, READS_TILES, WHOLE, dtype)
-        up = _load(x, scales, tile, size, size, READS_TILES, WHOLE, dtype)
+        gate = _load(x, scales, tile, 0, size, READS_TILES, WHOLE, AT_ONCE, dtype)
+        up = _load(x, scales, tile, size, size, READS_TILES, WHOLE, AT_ONCE, dtype)
         d = tl.load(dy + column, mask=inside, other=0.0).to(tl.float32)
         sigmoid = tl.sigmoid(gate)
         activated = gate * sigmoid

@@ -50,6 +50,8 @@ def run_jobs(
             # Fused functions are compiled anew when shapes or dtypes change, with other roundings,
             # so that a run's bits would depend on the jobs before it.
             "TORCH_COMPILE_DISABLE": "1",
+            # A container's share of a large host is less than the cores PyTorch counts.
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4"),
             # Transformer Engine lets fp32 products take tf32 whatever PyTorch is told.
             "NVIDIA_TF32_OVERRIDE": "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
