@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,11 @@ from k2_megatron.memory.policy import Policies, on_host
 from k2_megatron.memory.resolve import layer_policies
 from k2_megatron.model.initialise import initialise_chunk
 from k2_megatron.model.memory import install
+from k2_megatron.model.routing import skip_needless_sort
 from k2_megatron.model.shape import model_shape, pipeline_layout
 from k2_megatron.model.spec import decoder_spec, mtp_spec
 from k2_megatron.model.transformer import transformer_config
+from k2_megatron.model.vocabulary import add_rows_to_main_grad
 from k2_megatron.offload.engine import OffloadEngine
 from k2_megatron.offload.streams import streams_of
 from k2_megatron.parallel.canonical import canonical_shapes
@@ -160,43 +161,30 @@ def _build_chunk(
 ) -> GPTModel:
     use_te = platform.uses_transformer_engine
     decoder = decoder_spec(transformer, virtual, use_te=use_te)
-    with _output_layer_without_apex(transformer):
-        module = GPTModel(
-            transformer,
-            decoder,
-            vocab_size=config.model.vocab_size,
-            max_sequence_length=config.schedule.seq_length,
-            pre_process=first,
-            post_process=last,
-            position_embedding_type="rope",
-            rotary_base=config.model.rotary_base,
-            share_embeddings_and_output_weights=False,
-            mtp_block_spec=mtp_spec(transformer, decoder, virtual, use_te=use_te),
-            vp_stage=virtual,
-        )
-    if last and not _have_apex_wgrad():
+    module = GPTModel(
+        transformer,
+        decoder,
+        vocab_size=config.model.vocab_size,
+        max_sequence_length=config.schedule.seq_length,
+        pre_process=first,
+        post_process=last,
+        position_embedding_type="rope",
+        rotary_base=config.model.rotary_base,
+        share_embeddings_and_output_weights=False,
+        mtp_block_spec=mtp_spec(transformer, decoder, virtual, use_te=use_te),
+        vp_stage=virtual,
+    )
+    if last and not _fuses_output_gradient(transformer):
         module.output_layer.gradient_accumulation_fusion = False
+    if hasattr(module, "embedding"):
+        add_rows_to_main_grad(module.embedding)
+    skip_needless_sort(module)
     return module.to(platform.device)
 
 
-def _have_apex_wgrad() -> bool:
-    """Whether Apex's fused weight-gradient kernel was found when megatron-core was imported."""
-    return bool(tensor_layers._grad_accum_fusion_available)
-
-
-@contextmanager
-def _output_layer_without_apex(transformer: TransformerConfig) -> Iterator[None]:
-    """Let the output layer be built where fusion is on and Apex absent.
-
-    tensor_parallel/layers.py:924 raises although Transformer Engine's layers fuse with kernels of
-    their own; the output layer, which cannot, is switched to the plain path by the caller.
-    """
-    found = tensor_layers._grad_accum_fusion_available
-    tensor_layers._grad_accum_fusion_available = found or transformer.gradient_accumulation_fusion
-    try:
-        yield
-    finally:
-        tensor_layers._grad_accum_fusion_available = found
+def _fuses_output_gradient(transformer: TransformerConfig) -> bool:
+    """Whether the output layer's weight gradient is added inside the product; in bf16 alone."""
+    return bool(tensor_layers._grad_accum_fusion_available and transformer.bf16)
 
 
 def _mark_distinct_parameters(

@@ -47,9 +47,9 @@ def pass_peak(
 def layer_forward(job: Job, stage: Stage, chunk: ChunkActivations) -> float:
     """Transients of one layer's forward, beyond what it keeps; 0 without experts.
 
-    moe_layer.py keeps the tokens as they came, before they are sorted by expert, until the layer
-    ends; beside them are the experts' outputs, and the same unsorted or sent back. What the policy
-    empties goes when the outputs are there. Four tensors of the hidden size are measured, the
+    The experts' outputs lie beside what the policy empties behind them. Where tokens are exchanged
+    moe_layer.py keeps them, as they came and not yet sorted by expert, until the layer ends, and
+    there are the outputs as they are sent back. Four tensors of the hidden size are measured, the
     shared expert's output among them.
     """
     shape, degrees, width = job.shape, job.degrees, job.width
@@ -59,7 +59,9 @@ def layer_forward(job: Job, stage: Stage, chunk: ChunkActivations) -> float:
     routed = rows * job.config.model.moe_router_topk
     routed *= job.imbalance if degrees.expert > 1 else 1.0
     copy = routed * shape.hidden_size * width
-    return 2 * copy + max(copy, chunk.emptied) + 4 * rows * shape.hidden_size * width
+    exchanged = degrees.expert * degrees.expert_tensor > 1
+    beside = copy + max(copy, chunk.emptied) if exchanged else chunk.emptied
+    return copy + beside + 4 * rows * shape.hidden_size * width
 
 
 def layer_backward(job: Job, stage: Stage, chunk: ChunkActivations) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from k2_megatron.config.config import Config
 from k2_megatron.optional import available, require
-from k2_megatron.platform import engine
+from k2_megatron.platform import engine, weight_gradient
 from k2_megatron.platform.base import Platform
 
 
@@ -40,6 +40,7 @@ class CudaPlatform(Platform):
         engine.check_version()
         engine.silence_known_warnings()
         engine.mend_output_discarding_checkpoint()
+        weight_gradient.lend()
 
     @property
     def device(self) -> torch.device:

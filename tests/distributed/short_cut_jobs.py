@@ -1,0 +1,75 @@
+# SPDX-FileCopyrightText: 2026 The k2_megatron authors
+# SPDX-License-Identifier: Apache-2.0
+"""The same steps with and without what is left out beside the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import megatron.core.transformer.moe.token_dispatcher as dispatchers
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
+
+import k2_megatron.model.build as build_module
+from tests.distributed import jobs
+
+
+def embedding_gradients(config_path: str, overrides: list[str]) -> dict[str, Any]:
+    """Gradients and losses with the engine's embedding and with ours, and how often a gradient of
+    the whole table was made."""
+    found: dict[str, Any] = {}
+    ours = build_module.add_rows_to_main_grad
+
+    def remains(embedding: Any) -> None:
+        assert isinstance(embedding.word_embeddings, VocabParallelEmbedding)
+
+    for name, change in (("engine", remains), ("ours", ours)):
+        build_module.add_rows_to_main_grad = change
+        found[name] = jobs.train(config_path, overrides, num_steps=2)
+        _forget()
+    build_module.add_rows_to_main_grad = ours
+    return found
+
+
+def sorts(config_path: str, overrides: list[str]) -> dict[str, Any]:
+    """A step with the engine's sort of tokens and without what needs none, with the calls of it."""
+    found: dict[str, Any] = {}
+    skip, sort = build_module.skip_needless_sort, dispatchers.sort_chunks_by_idxs
+
+    def sort_counted(*args: Any, **kwargs: Any) -> Any:
+        found[name]["sorts"] += 1
+        return sort(*args, **kwargs)
+
+    dispatchers.sort_chunks_by_idxs = sort_counted
+    for name, change in (("engine", lambda module: None), ("ours", skip)):
+        build_module.skip_needless_sort = change
+        found[name] = {"sorts": 0}
+        found[name] |= jobs.train(config_path, overrides, num_steps=2)
+        _forget()
+    build_module.skip_needless_sort, dispatchers.sort_chunks_by_idxs = skip, sort
+    return found
+
+
+def repeated_tokens() -> dict[str, torch.Tensor]:
+    """Gradients of a table whose rows are asked for many times, in bf16, summed in fp32."""
+    from k2_megatron.model.vocabulary import _Lookup
+
+    generator = torch.Generator().manual_seed(1)
+    table = torch.nn.Parameter(torch.randn(7, 16, generator=generator).bfloat16())
+    table.main_grad = torch.zeros(7, 16)
+    ids = torch.randint(5, (2, 300), generator=generator)
+    dy = torch.randn(2, 300, 16, generator=generator).bfloat16()
+    for _ in range(2):
+        _Lookup.apply(table, ids).backward(dy)
+    exact = torch.zeros(7, 16, dtype=torch.float64)
+    exact.index_add_(0, ids.flatten(), dy.flatten(0, 1).double(), alpha=2)
+    plain = table.detach().clone().requires_grad_()
+    F.embedding(ids, plain).backward(dy)
+    return {"found": table.main_grad, "exact": exact, "plain": 2 * plain.grad.float()}
+
+
+def _forget() -> None:
+    from k2_megatron.parallel import megatron_state
+
+    megatron_state.destroy()
