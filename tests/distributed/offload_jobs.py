@@ -8,14 +8,16 @@ from typing import Any
 
 import torch.distributed as dist
 from k2_megatron.offload.sizes import total_bytes
+from k2_megatron.offload.streams import streams_of
 
 from k2_megatron.model import build as build_module
 from k2_megatron.planner.job import job_of
 from k2_megatron.planner.offload import rank_pool
+from k2_megatron.platform.select import current_platform
 from k2_megatron.train.offload import offload_metrics
 from k2_megatron.train.step import evaluate, train_step
 from tests.distributed.jobs import build, gradients, parameters, synthetic_batches
-from tests.offload.delayed_streams import DelayedStreams
+from tests.offload.delayed_streams import delayed_streams
 
 
 def train_varied(
@@ -28,7 +30,9 @@ def train_varied(
         delayed: copies come late and leave poison behind.
     """
     if delayed:
-        build_module.streams_of = lambda device: DelayedStreams(dist.get_rank())
+        build_module.streams_of = lambda device: delayed_streams(device, dist.get_rank())
+    else:
+        build_module.streams_of = streams_of
     session = build(config_path, overrides)
     found: dict[str, Any] = {"losses": [], "norms": [], "valid": [], "gradients": [], "metrics": []}
     optimizer_step = session.optimizer.step
@@ -49,7 +53,8 @@ def train_varied(
     found["parameters"] = parameters(session.model)
     engine = session.model.offload
     if engine is not None:
-        job = job_of(session.config, dist.get_world_size(), on_gpu=False)
+        on_gpu = current_platform().name == "cuda"
+        job = job_of(session.config, dist.get_world_size(), on_gpu=on_gpu)
         found["pool"] = engine.pool_bytes
         found["high_water"] = engine.high_water_bytes
         found["planned"] = total_bytes(rank_pool(job, session.topology.pp.rank))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from k2_megatron.offload.streams import PlainStreams, bytes_of
+from k2_megatron.offload.streams import CudaStreams, PlainStreams, bytes_of
 from torch import Tensor, UntypedStorage
 
 POISON = 0xFF  # a NaN in every format of floating-point numbers
@@ -75,3 +75,43 @@ class DelayedStreams(PlainStreams):
         queue = self._queues[mark[0]]
         while queue and queue[0][0] <= mark[1]:
             queue.popleft()[1]()
+
+
+class DelayedCudaStreams(CudaStreams):
+    """A GPU's streams whose copies come up to a millisecond late, with the same poison.
+
+    The computation's stream fills what is given up, and memory whose copy back is only queued; so
+    whoever does not wait for a copy sends or reads NaN.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+
+    def host_memory(self, nbytes: int) -> Tensor:
+        return super().host_memory(nbytes).fill_(POISON)
+
+    def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
+        self._delay(self._out)
+        return super().send(storage, place, after)
+
+    def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
+        self._delay(self._in)
+        return super().fetch(pairs)
+
+    def empty(self, storage: UntypedStorage) -> None:
+        bytes_of(storage).fill_(POISON)
+        super().empty(storage)
+
+    def allocate(self, storage: UntypedStorage, nbytes: int) -> None:
+        super().allocate(storage, nbytes)
+        bytes_of(storage).fill_(POISON)
+
+    def _delay(self, stream: Any) -> None:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(self._random.randrange(1_500_000))
+
+
+def delayed_streams(device: torch.device, seed: int) -> DelayedStreams | DelayedCudaStreams:
+    """Late streams of a device."""
+    return DelayedCudaStreams(seed) if device.type == "cuda" else DelayedStreams(seed)
