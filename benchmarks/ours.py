@@ -85,6 +85,8 @@ def forget(session: Session) -> None:
 
     megatron_state.destroy()
     for chunk in session.model.chunks:
+        for parameter in chunk.parameters():
+            vars(parameter).pop("main_param", None)  # AdamW's fp32 copy
         for buffer in chunk.buffers + chunk.expert_parallel_buffers:
             for data in (buffer.grad_data, buffer.param_data):
                 data.untyped_storage().resize_(0)

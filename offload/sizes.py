@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""How much host memory a rank's packs need. No torch here: the planner counts with it."""
+"""How much host memory a rank's packs and optimizer state need. No torch: the planner counts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from k2_megatron.offload.slots import Itinerary, most_blocks, most_blocks_at_once
 
 ALIGNMENT = 512
+# Optimizer state that is on the host passes through buffers on the device. Together they hold the
+# momenta of a batch of Newton-Schulz, so that copies go on while one is computed.
+STATE_BUFFER_BYTES = 64 * 2**20
+NUM_STATE_BUFFERS = 24
 
 
 def aligned(nbytes: float) -> int:
@@ -76,3 +80,30 @@ def within(sizes: Sequence[PoolSize], share: float) -> tuple[PoolSize, ...]:
         )
         for size in sizes
     )
+
+
+def on_host(shards: Sequence[Sequence[int]], fraction: float) -> list[bool]:
+    """Which shards have their optimizer state on the host: whole ones, spread evenly over the step.
+
+    Args:
+        shards: bytes of every tensor of each shard's state, in the order of the buffers.
+        fraction: of all bytes; of the first shards together never more than this is on the host,
+            and never less by more than the largest shard.
+    """
+    chosen, seen, placed = [], 0, 0
+    for tensors in shards:
+        size = sum(tensors)
+        seen += size
+        chosen.append(size > 0 and placed + size <= fraction * seen)
+        placed += size if chosen[-1] else 0
+    return chosen
+
+
+def state_room_bytes(tensors: Sequence[int]) -> int:
+    """Host memory for tensors of optimizer state of so many bytes."""
+    return sum(aligned(size) for size in tensors)
+
+
+def state_buffer_bytes(tensors: Sequence[int]) -> int:
+    """Size of one buffer on the device through which they pass; there are NUM_STATE_BUFFERS."""
+    return min(STATE_BUFFER_BYTES, aligned(max(tensors, default=0)))

@@ -4,17 +4,13 @@
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
+from k2_megatron.offload.pages import locked_memory, unlock
 from torch import Tensor, UntypedStorage
-
-_TOUCHING_THREADS = 8
 
 
 def bytes_of(storage: UntypedStorage) -> Tensor:
@@ -132,26 +128,14 @@ class CudaStreams:
     def host_memory(self, nbytes: int) -> Tensor:
         """Page-locked memory.
 
-        Ordinary pages, registered: PyTorch's own allocator of page-locked memory rounds up to a
-        power of two. This process touches them first, so that they are of the NUMA node on which
-        the launcher has put it: large ones, by some threads, because one takes minutes for 50 GiB.
-        Forked readers of data do not get them: the kernel would copy locked pages at once.
-
         Raises:
             RuntimeError: the driver refuses to lock that much.
         """
-        memory = _pages(nbytes)
-        if nbytes:
-            code = _runtime().cudaHostRegister(memory.data_ptr(), nbytes, 0)
-            if int(code) != 0:
-                raise RuntimeError(f"cudaHostRegister: {code} for {nbytes} bytes")
-        return memory
+        return locked_memory(nbytes)
 
     def free(self, memory: Tensor) -> None:
-        """Wait for all copies and unlock the pages, which go with the last tensor."""
-        if memory.numel():
-            torch.cuda.synchronize()
-            _runtime().cudaHostUnregister(memory.data_ptr())
+        """Wait for all copies and unlock it."""
+        unlock(memory)
 
     def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
         """Queue a copy on the stream out, behind the current stream."""
@@ -203,27 +187,8 @@ class CudaStreams:
         self._waits = []
 
 
-def _pages(nbytes: int) -> Tensor:
-    """uint8 [nbytes] of whole pages, touched."""
-    if not nbytes:
-        return torch.empty(0, dtype=torch.uint8)
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    pages.madvise(mmap.MADV_DONTFORK)
-    with suppress(OSError):  # a kernel may be built without large pages
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    memory = torch.frombuffer(pages, dtype=torch.uint8)
-    with ThreadPoolExecutor(_TOUCHING_THREADS) as threads:
-        list(threads.map(Tensor.zero_, memory.chunk(_TOUCHING_THREADS)))
-    return memory
-
-
 def _timed_event() -> Any:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def _runtime() -> Any:
-    """CUDA's runtime, from which PyTorch has the calls that it does not wrap."""
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 def streams_of(device: torch.device) -> Streams:

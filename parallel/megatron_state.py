@@ -55,8 +55,16 @@ def initialize(
 
 
 def destroy() -> None:
-    """Forget the groups, so that another layout can be initialised in the same process."""
+    """End all groups but the whole world's, so that another layout can be initialised in the same
+    process. Collective.
+
+    megatron-core forgets its groups, but torch.distributed keeps them, and NCCL the buffers of each:
+    some GB a layout.
+    """
     parallel_state.destroy_model_parallel()
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
 
 
 def random_states() -> dict[str, torch.Tensor]:

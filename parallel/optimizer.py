@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from k2_megatron.offload.state import HostState
+from k2_megatron.parallel.adam_on_host import MOMENTS, AdamOnHost, OwnedMaster, counts_per_shard
 from k2_megatron.parallel.flat_shards import FlatShard, flat_shards
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class ShardState:
     Attributes:
         parameter: the model parameter.
         begin: first owned element of the flattened parameter.
-        tensors: [n] by kind, on the device; `weight` is the fp32 master.
+        tensors: [n] by kind, on the device or on the host; `weight` is the fp32 master.
     """
 
     parameter: torch.nn.Parameter
@@ -54,6 +54,10 @@ class Optimizer(Protocol):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups whose `lr` and `weight_decay` the schedule sets before each step."""
+
+    @property
+    def host(self) -> HostState:
+        """The part of the state in host memory."""
 
     def describe(self) -> str:
         """The rule as text for the log of a run."""
@@ -96,6 +100,7 @@ class AdamW:
         eps: float,
         clip_grad: float,
         dtype: torch.dtype,
+        host_fraction: float = 0.0,
     ) -> None:
         """Shard the state over data-parallel ranks. Collective.
 
@@ -108,6 +113,7 @@ class AdamW:
             eps: added to the root of the second moment.
             clip_grad: largest global gradient norm, 0 for no clipping.
             dtype: dtype of the parameters; bf16 keeps fp32 master weights.
+            host_fraction: of the state, by bytes, in host memory.
         """
         overlap = chunks[0].ddp_config.overlap_param_gather
         config = OptimizerConfig(
@@ -127,12 +133,18 @@ class AdamW:
         self._wheel = get_megatron_optimizer(
             config, list(chunks), config_overrides={}, use_gloo_process_groups=False
         )
+        self._on_host = AdamOnHost(list(self._masters()), host_fraction)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameter groups of all inner optimizers."""
         groups: list[dict[str, Any]] = self._wheel.param_groups
         return groups
+
+    @property
+    def host(self) -> HostState:
+        """The part of the state in host memory."""
+        return self._on_host.memory
 
     def describe(self) -> str:
         """One line: every parameter has one rule."""
@@ -141,11 +153,14 @@ class AdamW:
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
         self._wheel.zero_grad()
+        self._on_host.zero_grad()
 
     @torch.no_grad()
     def step(self) -> StepResult:
         """Clip by global norm and update; a non-finite norm skips the step on all ranks."""
+        self.host.begin_step()
         self._wheel.prepare_grads()
+        self._on_host.give_gradients()
         norm = float(self._wheel.get_grad_norm())
         if not math.isfinite(norm):
             return StepResult(grad_norm=norm, skipped=True)
@@ -157,15 +172,16 @@ class AdamW:
 
     def kinds(self, key: str) -> tuple[str, ...]:
         """Master weight and both moments of every matrix."""
-        return ("weight", *_MOMENTS)
+        return ("weight", *MOMENTS)
 
     def shard_states(self) -> list[ShardState]:
         """Master and moments of each shard that has elements; moments not begun are zeros."""
+        self.host.settle()
         return [
             ShardState(
                 parameter=flat.parameter,
                 begin=flat.begin,
-                tensors={"weight": shard.detach()} | {name: state[name] for name in _MOMENTS},
+                tensors={"weight": shard.detach()} | {name: state[name] for name in MOMENTS},
             )
             for flat, shard, state in self._shards()
         ]
@@ -193,13 +209,24 @@ class AdamW:
                 state["step"] = torch.full_like(state["step"], num_updates)
             flat.weights.copy_(shard)
         for inner in self._inner():
-            if not _counts_per_shard(inner.optimizer):
+            if not counts_per_shard(inner.optimizer):
                 for group in inner.optimizer.param_groups:
                     if group["params"]:
                         group["step"] = num_updates
 
     def _shards(self) -> Iterator[tuple[FlatShard, torch.Tensor, dict[str, Any]]]:
         """Every shard with elements: in the bucket, its master, and the state begun for it."""
+        for one in self._masters():
+            torch_optimizer = one.inner.optimizer
+            state = torch_optimizer.state[one.master]
+            if not state:
+                state |= {name: torch.zeros_like(one.master.detach()) for name in MOMENTS}
+                if counts_per_shard(torch_optimizer):
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+            yield one.flat, self._on_host.master(one.master), state
+
+    def _masters(self) -> Iterator[OwnedMaster]:
+        """Every shard with elements, and what stands for it in an inner optimizer."""
         owners = {
             parameter: (inner, *place)
             for inner in self._inner()
@@ -209,20 +236,9 @@ class AdamW:
             if flat.begin == flat.end:
                 continue
             inner, group, order = owners[flat.parameter]
-            torch_optimizer = inner.optimizer
-            shard = torch_optimizer.param_groups[group]["params"][order]
-            assert shard.numel() == flat.end - flat.begin
-            state = torch_optimizer.state[shard]
-            if not state:
-                state |= {name: torch.zeros_like(shard.detach()) for name in _MOMENTS}
-                if _counts_per_shard(torch_optimizer):
-                    state["step"] = torch.zeros((), dtype=torch.float32)
-            yield flat, shard, state
+            master = inner.optimizer.param_groups[group]["params"][order]
+            assert master.numel() == flat.end - flat.begin
+            yield OwnedMaster(flat=flat, inner=inner, group=group, master=master)
 
     def _inner(self) -> list[Any]:
         return [inner for inner in self._wheel.chained_optimizers if not inner.is_stub_optimizer]
-
-
-def _counts_per_shard(torch_optimizer: Any) -> bool:
-    """Whether a step count is kept for each shard, as PyTorch's AdamW does."""
-    return isinstance(torch_optimizer, torch.optim.Adam)

@@ -6,7 +6,8 @@
 | --- | --- |
 | kernels | torch, numpy, triton, Transformer Engine |
 | recompute, offload | kernels, torch, megatron |
-| parallel | kernels, torch, numpy, megatron; `layout` and `geometry*` neither torch nor megatron |
+| parallel | kernels, optimizer state's parts of offload, torch, numpy, megatron; `layout` and
+  `geometry*` neither torch nor megatron |
 | k2_megatron.config | planner, memory, torch-free modules of parallel; yaml |
 | k2_megatron.memory | config, model.shape, torch-free modules of parallel |
 | k2_megatron.planner | config, memory, model.shape, torch-free modules of parallel and offload |
@@ -37,7 +38,14 @@ MAY_IMPORT = {
     "k2_megatron.kernels": {"torch", "numpy", "triton", "transformer_engine"},
     "k2_megatron.recompute": {"k2_megatron.kernels", "torch", "megatron"},
     "k2_megatron.offload": {"k2_megatron.kernels", "torch", "megatron"},
-    "k2_megatron.parallel": {"k2_megatron.kernels", "torch", "numpy", "megatron"},
+    "k2_megatron.parallel": {
+        "k2_megatron.kernels",
+        "k2_megatron.offload.sizes",
+        "k2_megatron.offload.state",
+        "torch",
+        "numpy",
+        "megatron",
+    },
     "k2_megatron.config": {
         "k2_megatron.planner",
         "k2_megatron.memory",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 
 from k2_megatron.checkpoint.index import Matrix, Part
 from k2_megatron.checkpoint.manifest import DamagedCheckpointError, FileEntry
+from k2_megatron.offload.pages import locked_memory, unlock
 from k2_megatron.parallel.model_space import Region
 
 ALIGNMENT = 64
@@ -91,18 +93,18 @@ def stream(holdings: Sequence[Holding], plan: FilePlan) -> Iterator[memoryview]:
 
 
 class Staging:
-    """Host memory for the bytes of one save, kept for the next one."""
+    """Host memory for the bytes of one save, kept for the next one; no more than they are."""
 
     def __init__(self, *, pinned: bool) -> None:
         """Allocate nothing yet. pinned: page-locked, so that a GPU fills it at full speed."""
         self._pinned = pinned
         self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._unlock: Callable[[], object] = lambda: None
 
     def fill(self, holdings: Sequence[Holding], plan: FilePlan) -> Iterator[memoryview]:
         """Copy the holdings; when this returns they may change. Gives the file's bytes."""
         if self._buffer.numel() < plan.size_bytes:
-            self._buffer = torch.empty(0, dtype=torch.uint8)  # free it before the larger one
-            self._buffer = torch.zeros(plan.size_bytes, dtype=torch.uint8, pin_memory=self._pinned)
+            self._allocate(plan.size_bytes)
         for holding, begin in zip(holdings, plan.offsets, strict=True):
             values = holding.values.view(torch.uint8)
             target = self._buffer[begin : begin + values.numel()]
@@ -111,6 +113,17 @@ class Staging:
             torch.accelerator.current_stream().synchronize()
         whole = self._buffer.numpy().data[: plan.size_bytes]
         return (whole[start : start + WINDOW_BYTES] for start in range(0, len(whole), WINDOW_BYTES))
+
+    def _allocate(self, nbytes: int) -> None:
+        self._unlock()
+        self._buffer = torch.empty(0, dtype=torch.uint8)  # free it before the larger one
+        if not self._pinned:
+            self._buffer = torch.zeros(nbytes, dtype=torch.uint8)
+            return
+        self._buffer = locked_memory(nbytes)
+        finalizer = weakref.finalize(self, unlock, self._buffer)
+        finalizer.atexit = False  # then the pages go with the process
+        self._unlock = finalizer
 
 
 def write_data_file(path: Path, pieces: Iterable[memoryview]) -> FileEntry:

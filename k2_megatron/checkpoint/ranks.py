@@ -47,7 +47,9 @@ class Ranks:
         """Run `action` on every rank and return all results; one failure fails every rank.
 
         No rank may leave by an exception alone, or the others would wait for it until the
-        process group's timeout.
+        process group's timeout. Every kind of error counts, unlike in `launch/agreement.py`
+        (`agree`), which is for a user's mistakes: a full disk, memory that cannot be had and a
+        file that cannot be read fail the save or the load, and not the run.
 
         Raises:
             CheckpointError: on every rank when `action` raised on any; names ranks and causes. It

@@ -38,6 +38,13 @@ class OptimizerConfig:
     adam_beta1: float = option(0.9, "Decay of AdamW's first moment.", minimum=0, below=1)
     adam_beta2: float = option(0.95, "Decay of AdamW's second moment.", minimum=0, below=1)
     adam_eps: float = option(1e-8, "Added to AdamW's denominator.", above=0)
+    optimizer_offload_fraction: float = option(
+        0.0,
+        "Part of the optimizer's state (fp32 masters and moments), by bytes, that each rank keeps "
+        "in pinned host memory; it passes through the GPU in each step and no number changes. 0: "
+        "none, 1: all. Report section 2.4.2 moves some of it where there are few nodes.",
+        minimum=0,
+    )
     muon_momentum: float = option(
         0.95,
         "Decay mu of Muon's momentum M, which becomes mu M + gradient. K2's is undisclosed, 0.95 "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from k2_megatron.config.config import Config
 from k2_megatron.config.memory import budgets_of, names_host
 from k2_megatron.config.refusal import Refusal
+from k2_megatron.config.rules_parallel import refuses_layout
 from k2_megatron.errors import ConfigError
 
 
@@ -57,12 +58,13 @@ def refuse_host_memory_where_nothing_waits(config: Config) -> Iterable[Refusal]:
     """Leaving and coming back takes a slot or a layer each: backward may come too soon."""
     from k2_megatron.planner.offload import can_travel  # it builds on the configuration
 
-    if not names_host(config.memory):
+    # Of a layout that is wrong itself another rule tells.
+    if not names_host(config.memory) or refuses_layout(config):
         return
     try:
         if can_travel(config):
             return
-    except ConfigError:  # the layout itself is wrong
+    except ConfigError:
         return
     by_preset = config.memory.preset == "k2-full"
     yield Refusal(

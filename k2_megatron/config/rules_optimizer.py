@@ -45,7 +45,18 @@ def refuse_newton_schulz_that_runs_away(config: Config) -> Iterable[Refusal]:
                 return
 
 
+def refuse_more_on_the_host_than_there_is(config: Config) -> Iterable[Refusal]:
+    """The fraction is one of the whole state."""
+    if config.optimizer.optimizer_offload_fraction > 1:
+        yield Refusal(
+            ("optimizer.optimizer_offload_fraction",),
+            "a number from 0 to 1",
+            "it is a part of the optimizer's state",
+        )
+
+
 OPTIMIZER_RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     refuse_heads_apart_in_whole_blocks,
     refuse_newton_schulz_that_runs_away,
+    refuse_more_on_the_host_than_there_is,
 )

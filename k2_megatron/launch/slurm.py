@@ -12,6 +12,7 @@ from k2_megatron.config.config import Config
 from k2_megatron.config.rules_cluster import ranks_per_node
 from k2_megatron.errors import ConfigError
 from k2_megatron.run_folder import RunFolder
+from k2_megatron.train.events import FILE_NAME as EVENTS_NAME
 
 # How long the other ranks get to end once one has ended: time for its peers to say what they saw,
 # and for srun to have ended all of them within a minute.
@@ -80,6 +81,10 @@ case $code in
         say "failed with exit code $code; the first that ended (a task is a rank):" \
             "${cause:-unknown, see above}"
         say "not requeued; submit the job again to go on from the last checkpoint"
+        # For `k2-megatron status`: a rank that was killed could not write it.
+        reason=$(tr -d '"\\[:cntrl:]' <<<"${cause:-srun ended with exit code $code}")
+        printf '{"time": %s, "event": "rank_failed", "reason": "%s"}\n' \
+            "$(date +%s)" "$reason" >>"$events" || true
         ;;
 esac
 exit "$code"
@@ -113,7 +118,8 @@ def render(config: Config, command: Command) -> str:
             "cluster.nodes: not given; allowed: an integer >= 1; a job needs the number of its "
             "nodes (docs/slurm.md)"
         )
-    logs = str(RunFolder.of(config).logs)
+    folder = RunFolder.of(config)
+    logs = str(folder.logs)
     lines = [
         "#!/usr/bin/env bash",
         "# Made by `k2-megatron launch`. Submit it with sbatch in the folder from which the paths",
@@ -126,6 +132,7 @@ def render(config: Config, command: Command) -> str:
         _array("train", _train(cluster, command)),
         _array("start", _srun(cluster)),
         f'log="{_escape(logs)}/slurm_$SLURM_JOB_ID.log"',
+        f'events="{_escape(str(folder.path))}/{EVENTS_NAME}"',
         f"requeue={'yes' if cluster.requeue else 'no'}",
         "",
         "# --- Environment of every rank.",

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""The command line's `launch CONFIG`: print the SLURM job of a run, or submit it."""
+"""The command line's `launch CONFIG`: check the SLURM job of a run, then print it or submit it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import sys
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.errors import ConfigError, UserError
+from k2_megatron.launch.memory import check_job, gpu_of_job
 from k2_megatron.launch.slurm import Command, render
+from k2_megatron.planner.hardware import GPUS
 from k2_megatron.run_folder import RunFolder
 
 _SBATCH_SECONDS = 120
@@ -22,17 +24,26 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the sbatch script, submit nothing"
     )
+    parser.add_argument(
+        "--gpu",
+        choices=sorted(GPUS),
+        help="kind of the GPUs, to check that their memory suffices; by default that of "
+        "cluster.gpu_type if it is one of these",
+    )
 
 
 def run_launch(args: argparse.Namespace) -> int:
     """Run the parsed command; returns the exit code.
 
     Raises:
-        UserError: the configuration, the data or the run folder is wrong, or SLURM refuses the job.
+        UserError: the configuration, the data or the run folder is wrong, the run does not fit its
+            GPUs, or SLURM refuses the job.
     """
     config = load_config(args.config, args.overrides)
     command = Command(python=sys.executable, config=args.config, overrides=args.overrides)
     script = render(config, command)
+    if (unchecked := check_job(config, gpu_of_job(config, args.gpu))) is not None:
+        print(f"k2-megatron: {unchecked}", file=sys.stderr)
     if args.dry_run:
         sys.stdout.write(script)
         return 0

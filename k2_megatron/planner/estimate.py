@@ -95,9 +95,13 @@ def _seconds(job: Job, one: Traffic) -> float:
 
 
 def _optimizer(job: Job, states: Sequence[States], work: Sequence[StageWork]) -> float:
-    """Longest Newton-Schulz queue, and gradient, master, moments and weights read and written."""
+    """Longest Newton-Schulz queue, and gradient, master, moments and weights read and written.
+
+    Or the travel of what is in host memory, both ways at once, where that takes longer.
+    """
     products = max((one.longest for one in work), default=0.0) / job.gpu.newton_schulz_flops
     bytes_moved = max(
         4 * (one.owned.muon + one.owned.adamw) + 2 * one.optimizer_bytes for one in states
     )
-    return products + bytes_moved / job.gpu.memory_rate
+    travel = max(one.host_bytes for one in states) / job.gpu.host_rate
+    return max(products + bytes_moved / job.gpu.memory_rate, travel)

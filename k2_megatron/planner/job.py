@@ -63,7 +63,6 @@ class Job:
         on_gpu: Transformer Engine's layers; megatron-core's own otherwise.
         gate_after_down: the experts' outputs are stored because their weights are applied to them,
             as in DeepSeek's code; megatron-core applies them before the down-projection.
-        optimizer_on_host: share of the optimizer state in pinned host memory.
     """
 
     config: Config
@@ -75,7 +74,6 @@ class Job:
     imbalance: float = 1.0
     on_gpu: bool = True
     gate_after_down: bool = False
-    optimizer_on_host: float = 0.0
 
     @cached_property
     def sizes(self) -> WorldSizes:

@@ -123,7 +123,7 @@ def _state_bytes(job: Job, stage: Stage) -> float:
     """Weights, gradients, and the mean data-parallel rank's optimizer state."""
     entries = chunk_entries(job, stage_kind(job.shape, stage))
     dense, experts = buffers(entries, expert_parallel=job.degrees.expert > 1)
-    on_device = 1.0 - job.optimizer_on_host
+    on_device = 1.0 - job.config.optimizer.optimizer_offload_fraction
     total = 0.0
     for group, ways in ((dense, job.degrees.data_context), (experts, job.degrees.expert_data)):
         for entry in group:

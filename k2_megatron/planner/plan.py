@@ -180,13 +180,12 @@ def rank_plan(
     held, flying, present = _fullest(job, pipeline_rank, chunks)
     here = _leaving_here(job, pipeline_rank, flying, present)
     passes = pass_peak(job, stages, chunks, held, flying)
-    update = optimizer_peak(job, pipeline_rank, states)
-    on_host = int(job.optimizer_on_host * states.optimizer_bytes)
+    update = optimizer_peak(job, pipeline_rank, states) + states.buffer_bytes
     return RankPlan(
         pipeline_rank=pipeline_rank,
         layers=" | ".join(str(stage) for stage in stages),
         states=states,
-        optimizer_bytes=states.optimizer_bytes - on_host,
+        optimizer_bytes=states.device_bytes,
         in_flight=flying,
         present=present,
         activations=_by_tensor(chunks, flying, here),
@@ -196,7 +195,7 @@ def rank_plan(
         ),
         workspace_bytes=update if update > passes else passes - held,
         optimizer_is_peak=update > passes,
-        host_bytes=on_host + total_bytes(rank_pool(job, pipeline_rank)),
+        host_bytes=states.host_bytes + total_bytes(rank_pool(job, pipeline_rank)),
     )
 
 

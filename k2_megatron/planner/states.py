@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from k2_megatron.parallel.buckets import Bucket, bucket_limit, buffers, cut_into_buckets
+from k2_megatron.offload.sizes import (
+    NUM_STATE_BUFFERS,
+    on_host,
+    state_buffer_bytes,
+    state_room_bytes,
+)
+from k2_megatron.parallel.buckets import (
+    Bucket,
+    bucket_limit,
+    buffers,
+    cut_into_buckets,
+    shares,
+)
 from k2_megatron.parallel.canonical import ModelShape
 from k2_megatron.parallel.geometry import ParameterGeometry, RankPlace, chunk_geometry
 from k2_megatron.parallel.layout import Stage
@@ -37,6 +49,9 @@ class States:
         parameter_bytes: of the buffer of weights, padding included.
         gradient_bytes: of the fp32 buffer of gradients.
         optimizer_bytes: master weights and moments of the fullest data-parallel rank.
+        device_bytes: of those, the most that any rank has on its device.
+        host_bytes: the most that any rank has in host memory.
+        buffer_bytes: of the device's memory, what they pass through in the optimizer's step.
         dense_elements, expert_elements: sizes of the buffers.
         owned: elements of that fullest rank.
     """
@@ -45,6 +60,9 @@ class States:
     parameter_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
+    device_bytes: int
+    host_bytes: int
+    buffer_bytes: int
     dense_elements: int
     expert_elements: int
     owned: Owned
@@ -133,10 +151,12 @@ def _count_states(job: Job, stages: Sequence[Stage], pipeline_rank: int) -> Stat
     parameters = dense_size = expert_size = 0
     dense_owned = [Owned()] * degrees.data_context
     expert_owned = [Owned()] * degrees.expert_data
+    buckets = []
     for chunk, stage in enumerate(stages):
         entries = chunk_entries(job, stage)
         parameters += sum(entry.shape[0] * entry.shape[1] for entry in entries)
         dense, experts = chunk_buckets(job, entries, pipeline_rank=pipeline_rank, chunk=chunk)
+        buckets.append((dense, experts))
         dense_size += sum(bucket.size for bucket in dense)
         expert_size += sum(bucket.size for bucket in experts)
         for bucket in dense:
@@ -145,21 +165,78 @@ def _count_states(job: Job, stages: Sequence[Stage], pipeline_rank: int) -> Stat
             expert_owned = _sum(expert_owned, _owned(job, bucket, degrees.expert_data))
     elements = dense_size + expert_size
     best = Owned()
-    per_expert_rank = degrees.expert * degrees.expert_tensor
+    divided = _Divided()
     for index in range(degrees.data_context):
-        expert_index = index * degrees.tensor // per_expert_rank % degrees.expert_data
+        expert_index = _expert_index(job, index)
         total = dense_owned[index] + expert_owned[expert_index]
         if optimizer_bytes(job, total) > optimizer_bytes(job, best):
             best = total
+        divided = divided.with_rank(optimizer_bytes(job, total), _on_host(job, buckets, index))
     return States(
         parameters=parameters,
         parameter_bytes=elements * job.width,
         gradient_bytes=elements * 4,
         optimizer_bytes=optimizer_bytes(job, best),
+        device_bytes=divided.device,
+        host_bytes=divided.host,
+        buffer_bytes=divided.buffers,
         dense_elements=dense_size,
         expert_elements=expert_size,
         owned=best,
     )
+
+
+@dataclass(frozen=True)
+class _Divided:
+    """State on device and host and the buffers between them, of the rank with most of each."""
+
+    device: int = 0
+    host: int = 0
+    buffers: int = 0
+
+    def with_rank(self, total: int, tensors: Sequence[int]) -> _Divided:
+        """With one more rank: its whole state, and the tensors that are on the host."""
+        return _Divided(
+            device=max(self.device, total - sum(tensors)),
+            host=max(self.host, state_room_bytes(tensors)),
+            buffers=max(self.buffers, NUM_STATE_BUFFERS * state_buffer_bytes(tensors)),
+        )
+
+
+def _expert_index(job: Job, data_index: int) -> int:
+    """The place among the ranks that share an expert buffer, of one among those of the dense."""
+    degrees = job.degrees
+    per_expert_rank = degrees.expert * degrees.expert_tensor
+    return data_index * degrees.tensor // per_expert_rank % degrees.expert_data
+
+
+def _on_host(
+    job: Job, buckets: Sequence[tuple[list[Bucket], list[Bucket]]], data_index: int
+) -> list[int]:
+    """Bytes of the tensors that a data-parallel rank has in host memory."""
+    fraction = job.config.optimizer.optimizer_offload_fraction
+    if not fraction:
+        return []
+    degrees, shards = job.degrees, []
+    for dense, experts in buckets:
+        for kind, ways, index in (
+            (dense, degrees.data_context, data_index),
+            (experts, degrees.expert_data, _expert_index(job, data_index)),
+        ):
+            for bucket in kind:
+                shards += [
+                    _tensors(job, share.end - share.begin, is_matrix_of_muon(job, share.entry))
+                    for share in shares(bucket, ways, index)
+                ]
+    chosen = on_host(shards, fraction)
+    return [size for shard, away in zip(shards, chosen, strict=True) if away for size in shard]
+
+
+def _tensors(job: Job, elements: int, muon: bool) -> list[int]:
+    """Bytes of each tensor of a shard's state; the optimizers of `parallel/` count the same."""
+    master = [4 * elements] if job.width == 2 else []
+    momentum = _MUON_MOMENTUM[job.config.optimizer.muon_momentum_dtype]
+    return [*master, *([momentum * elements] if muon else [4 * elements, 4 * elements])]
 
 
 def optimizer_bytes(job: Job, owned: Owned) -> int:

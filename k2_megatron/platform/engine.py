@@ -80,12 +80,11 @@ def fix_rope_blocks(num_heads: int) -> None:
         num_heads: attention heads of this tensor-parallel rank.
     """
     import megatron.core.fusions.fused_mla_yarn_rope_apply as rope
-    import triton
 
     block = min(16, num_heads & -num_heads)  # the largest power of 2 that divides them
     for name in ("fwd_q", "bwd_q", "fwd_kv", "bwd_kv"):
         kernel: Any = getattr(rope, f"rotary_{name}_kernel")
-        kernel.configs = [triton.Config({"BLOCK_H": block})]
+        kernel.configs = [type(kernel.configs[0])({"BLOCK_H": block})]
 
 
 def mend_output_discarding_checkpoint() -> None:

@@ -12,13 +12,12 @@ from pathlib import Path
 from k2_megatron.config.config import Config
 from k2_megatron.config.memory import names_host
 from k2_megatron.errors import ConfigError, UserError
+from k2_megatron.launch.memory import refuse_excess, refuse_host_memory_in_vain
 from k2_megatron.planner.hardware import GPUS
 from k2_megatron.planner.job import job_of
-from k2_megatron.planner.nearest import nearest_text
-from k2_megatron.planner.offload import something_travels
 from k2_megatron.planner.place import within_memory
 from k2_megatron.planner.plan import Plan, make_plan
-from k2_megatron.planner.text import gib, memory_table
+from k2_megatron.planner.text import gib
 from k2_megatron.platform.base import Platform
 
 MEASURED_AFTER_STEPS = 2
@@ -64,41 +63,43 @@ def check_memory(config: Config, platform: Platform, world_size: int) -> MemoryC
     plan = make_plan(job, place_matrices=False)
     _check_host(plan, on_gpu=on_gpu)
     needed = plan.peak_bytes if on_gpu else _on_this_host(plan)
-    if needed > capacity:
-        what = "the fullest rank" if on_gpu else "its ranks on this machine"
-        raise UserError(
-            f"memory: {what} would need {gib(needed)} GiB; {platform.memory_name()} has "
-            f"{gib(capacity)} GiB. Nothing was started.\n\nDevice memory, GiB by pipeline rank\n\n"
-            f"{memory_table(plan)}\n\nFewer layers or experts, a smaller micro-batch or sequence, "
-            "or more processes need less; `k2-megatron plan CONFIG --set ...` tells how much.\n"
-            f"{nearest_text(plan)}"
-        )
+    what = "the fullest rank" if on_gpu else "its ranks on this machine"
+    refuse_excess(plan, needed, what=what, outcome="Nothing was started.")
     return MemoryCheck(plan=plan)
 
 
 def _check_host(plan: Plan, *, on_gpu: bool) -> None:
-    """Refuse activations in host memory where none would leave, or the host lacks the room.
+    """Refuse host memory for what would not go there, or that the host lacks.
 
     Raises:
         UserError: why.
     """
-    if not names_host(plan.job.config.memory):
-        return
-    if not something_travels(plan.job):
-        raise ConfigError(
-            f"memory: given activations in host memory and {plan.job.sizes.num_microbatches} "
-            "micro-batches a step; allowed: more of them (schedule.global_batch_size), or the "
-            "policies without host memory; backward follows forward so soon that nothing leaves"
+    config = plan.job.config
+    fraction = config.optimizer.optimizer_offload_fraction
+    what, remedies = [], []
+    if names_host(config.memory):
+        refuse_host_memory_in_vain(plan.job)
+        what.append("the activations that leave the devices of this machine")
+        remedies.append(
+            "memory.host_budget limits them, and a preset without host memory needs none"
         )
+    if fraction:
+        if not any(rank.states.host_bytes for rank in plan.ranks):
+            raise ConfigError(
+                f"optimizer.optimizer_offload_fraction: given {fraction}; allowed: 0, or more: no "
+                "process owns a part of a parameter that is so small a part of its state"
+            )
+        what.append("the optimizer's state in host memory")
+        remedies.append("a smaller optimizer.optimizer_offload_fraction needs less")
     room = _available_bytes()
     needed = _share_here(plan) * sum(rank.host_bytes for rank in plan.ranks)
     needed *= plan.job.degrees.stage
-    if room is not None and needed > room:
-        what = "page-locked memory" if on_gpu else "memory"
+    if what and room is not None and needed > room:
+        kind = "page-locked memory" if on_gpu else "memory"
         raise UserError(
-            f"memory: the activations that leave the devices of this machine need "
-            f"{gib(needed)} GiB of {what}; {gib(room)} GiB are available. Nothing was started. "
-            "memory.host_budget limits them, and a preset without host memory needs none"
+            f"memory: {' and '.join(what)} need{'s' * (what[0].endswith('memory'))} "
+            f"{gib(needed)} GiB of {kind}; {gib(room)} GiB are available. Nothing was started. "
+            f"{'; '.join(remedies)}"
         )
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Activations in host memory: the room for them, their slots in a step, and what it measured."""
+"""What is in host memory: room for activations, their slots in a step, and what was measured."""
 
 from __future__ import annotations
 
@@ -70,17 +70,24 @@ def offload_metrics(session: Session) -> dict[str, float]:
 
     Collective; waits for the device.
     """
-    engine = session.model.offload
-    if engine is None:
+    engine, own = session.model.offload, {}
+    if engine is not None:
+        traffic = engine.traffic
+        own = {
+            tags.OFFLOAD_SENT: traffic.sent,
+            tags.OFFLOAD_FETCHED: traffic.fetched,
+            tags.OFFLOAD_STAYED: traffic.stayed,
+            tags.OFFLOAD_WAIT: engine.waited_seconds(),
+            tags.OFFLOAD_HIGH_WATER: engine.high_water_bytes,
+        }
+    if session.config.optimizer.optimizer_offload_fraction:
+        host = session.optimizer.host
+        own |= {
+            tags.OFFLOAD_STATE: host.moved_bytes,
+            tags.OFFLOAD_STATE_WAIT: host.waited_seconds(),
+        }
+    if not own:
         return {}
-    traffic = engine.traffic
-    own = {
-        tags.OFFLOAD_SENT: traffic.sent,
-        tags.OFFLOAD_FETCHED: traffic.fetched,
-        tags.OFFLOAD_STAYED: traffic.stayed,
-        tags.OFFLOAD_WAIT: engine.waited_seconds(),
-        tags.OFFLOAD_HIGH_WATER: engine.high_water_bytes,
-    }
     most = torch.tensor(list(own.values()), dtype=torch.float64, device=session.platform.device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return dict(zip(own, most.tolist(), strict=True))

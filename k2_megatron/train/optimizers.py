@@ -35,6 +35,7 @@ def build_optimizer(
         eps=options.adam_eps,
         clip_grad=options.clip_grad,
         dtype=parameter_dtype(config),
+        host_fraction=options.optimizer_offload_fraction,
     )
 
 
@@ -56,6 +57,7 @@ def muonclip_options(
         clip_grad=options.clip_grad,
         qk_threshold=options.qk_clip_threshold,
         qk_clips=options.qk_clip == "clip",
+        host_fraction=options.optimizer_offload_fraction,
     )
 
 

@@ -81,8 +81,8 @@ def format_line(record: StepRecord, total_steps: int, eta_seconds: float) -> str
 
 
 def format_count(value: float) -> str:
-    """Return a count in at most five characters up to 1000 T: 512, 12.3k, 4.56M, 15.5T."""
-    for suffix in ("", "k", "M", "G", "T"):
+    """Return a count in at most five characters up to 1000 T: 512, 12.3k, 4.56M, 1.20B, 15.5T."""
+    for suffix in ("", "k", "M", "B", "T"):
         if value < 999.5:
             digits = f"{value:#.3g}".rstrip(".") if suffix else f"{value:.0f}"
             return digits + suffix

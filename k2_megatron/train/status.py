@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +18,7 @@ from k2_megatron.config.loader import load_config
 from k2_megatron.errors import UserError
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train import tags
+from k2_megatron.train.events import FILE_NAME as EVENTS_NAME
 from k2_megatron.train.events import NEXT_PHASE, read_events
 from k2_megatron.train.jsonl import FILE_NAME, parse_line
 
@@ -41,9 +42,10 @@ class Status:
         saving: checkpoints that are being written, or that a dead process left unfinished.
         tokens_per_second, tflops_per_device, step_seconds: medians of the last logged steps.
         eta_seconds: of the steps that are left, without validations and saves.
-        restarts: starts beside the first and those that a next phase needs.
+        restarts: starts beside the first, those that a next phase needs, and those that found the
+            run done.
         ended: what the last start came to, if anybody has said so.
-        submitted: `launch` has made a job of it, and no start is known.
+        submitted: `launch` has made a job of it, of which nothing is known yet.
     """
 
     run: str
@@ -91,7 +93,7 @@ def find_run(given: str) -> RunFolder:
     """
     for path in (Path(given), Path("runs") / given):
         folder = RunFolder(path)
-        files = (folder.resolved_config, folder.lock, folder.slurm_script)
+        files = (folder.resolved_config, folder.lock, folder.slurm_script, path / EVENTS_NAME)
         if any(file.exists() for file in files):
             return folder
     raise UserError(
@@ -147,7 +149,7 @@ def status_of(folder: RunFolder) -> Status:
         step_seconds=seconds,
         eta_seconds=None if seconds is None or last is None else seconds * max(last - step, 0),
         ended=_ending(events),
-        submitted=folder.slurm_script.exists() and not starts and not folder.lock.exists(),
+        submitted=folder.slurm_script.exists() and not events and not folder.lock.exists(),
     )
 
 
@@ -184,15 +186,20 @@ def _first_line(reason: object) -> str:
 
 
 def _restarts(events: Sequence[dict[str, Any]]) -> int:
-    """Starts after the first; one that goes on with the next phase was planned."""
+    """Starts after the first that trained; one that goes on with the next phase was planned."""
     count, started, planned = 0, False, False
-    for event in events:
-        if event["event"] == "start":
+    for event, after in pairwise([*events, {}]):
+        if event["event"] == "start" and not _did_nothing(event, after):
             count += started and not planned
             started, planned = True, False
         elif event["event"] == "stopped":
             planned = event.get("reason") == NEXT_PHASE
     return count
+
+
+def _did_nothing(start: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether a start found the run done: its end is at the step it began after."""
+    return after.get("event") == "ended" and after.get("step") == start.get("step")
 
 
 def _skipped(line: dict[str, Any]) -> int:

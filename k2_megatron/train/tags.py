@@ -33,6 +33,8 @@ OFFLOAD_FETCHED = "offload/fetched_bytes"
 OFFLOAD_STAYED = "offload/stayed_bytes"
 OFFLOAD_WAIT = "offload/wait_seconds"
 OFFLOAD_HIGH_WATER = "offload/host_high_water_bytes"
+OFFLOAD_STATE = "offload/state_bytes"
+OFFLOAD_STATE_WAIT = "offload/state_wait_seconds"
 EXPERT_IMBALANCE = "moe/expert_imbalance/layer_{layer:03d}"
 EXPERT_IMBALANCE_MAX = "moe/expert_imbalance_max"
 EXPERT_BIAS_RANGE = "moe/expert_bias_range/layer_{layer:03d}"
@@ -70,6 +72,7 @@ _RECORDED = (
 )
 _COMPARED = "every logged step of several ranks, unless `logging.straggler_factor` is null"
 _OFFLOADED = "every logged step in which a memory policy names host memory"
+_STATE_OFFLOADED = "every logged step with `optimizer.optimizer_offload_fraction` above 0"
 _GPU = "every logged step where NVML can read it from the GPU of the logging rank"
 
 
@@ -202,6 +205,20 @@ TABLE = (
             ),
             (OFFLOAD_HIGH_WATER, "bytes", "host memory in use at once so far, on the fullest rank"),
         )
+    ),
+    Tag(
+        OFFLOAD_STATE,
+        "bytes",
+        "optimizer state that went through the device, as many each way, of the rank with most",
+        _STATE_OFFLOADED,
+        f'.extra["{OFFLOAD_STATE}"]',
+    ),
+    Tag(
+        OFFLOAD_STATE_WAIT,
+        "s",
+        "the optimizer standing still for its state, of the rank with most; all copies on a CPU",
+        _STATE_OFFLOADED,
+        f'.extra["{OFFLOAD_STATE_WAIT}"]',
     ),
     Tag(
         EXPERT_IMBALANCE,

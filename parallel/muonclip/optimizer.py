@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from k2_megatron.kernels.muon_update.dispatch import apply_update_, momentum_direction_
 from k2_megatron.kernels.newton_schulz.dispatch import orthogonalise
+from k2_megatron.offload.state import HostState
 from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.parallel.max_logits import MaxLogits
 from k2_megatron.parallel.muonclip.adamw import ShardedAdamW
@@ -51,6 +52,7 @@ class MuonClipOptions:
         clip_grad: largest global gradient norm, 0 for no clipping.
         qk_threshold: tau.
         qk_clips: scale hot heads; else they are only reported.
+        host_fraction: of the state, by bytes, in host memory.
     """
 
     momentum: float
@@ -65,6 +67,7 @@ class MuonClipOptions:
     clip_grad: float
     qk_threshold: float
     qk_clips: bool
+    host_fraction: float = 0.0
 
     @property
     def result_dtype(self) -> torch.dtype:
@@ -100,15 +103,23 @@ class MuonClip:
         """
         self._chunks, self._options = list(chunks), options
         self._assignment = assignment
-        self._shards = own_shards(
-            chunks, parameters, assignment, topology, momentum_dtype=options.momentum_dtype
+        self._shards, self._host = own_shards(
+            chunks,
+            parameters,
+            assignment,
+            topology,
+            momentum_dtype=options.momentum_dtype,
+            host_fraction=options.host_fraction,
         )
         device = self._shards[0].gradient.device
         self._norm = GradientNorm(
             [s.gradient for s in self._shards if s.counted and s.gradient.numel()], device
         )
         self._adamw = ShardedAdamW(
-            [s for s in self._shards if s.momentum is None], betas=options.betas, eps=options.eps
+            [s for s in self._shards if s.momentum is None],
+            self._host,
+            betas=options.betas,
+            eps=options.eps,
         )
         self._matrices = agree_on_matrices(
             self._shards, assignment, topology, batch_elements=BATCH_ELEMENTS
@@ -126,7 +137,10 @@ class MuonClip:
         )
         self._max_logits = max_logits
         self._qk_clip = QKClip(
-            self._shards, threshold=options.qk_threshold, num_decoder_layers=num_decoder_layers
+            self._shards,
+            self._host,
+            threshold=options.qk_threshold,
+            num_decoder_layers=num_decoder_layers,
         )
         self._muon_group: dict[str, Any] = {"params": [], "lr": 0.0, "weight_decay": 0.0}
 
@@ -134,6 +148,11 @@ class MuonClip:
     def param_groups(self) -> list[dict[str, Any]]:
         """Muon's group and AdamW's: the same rate and decay for both, as in Moonlight."""
         return [self._muon_group, *self._adamw.param_groups]
+
+    @property
+    def host(self) -> HostState:
+        """The part of the state in host memory."""
+        return self._host
 
     def describe(self) -> str:
         """The table of parameters and rules, the balance and the bytes, as text."""
@@ -147,13 +166,15 @@ class MuonClip:
     @torch.no_grad()
     def step(self) -> StepResult:
         """Clip, update and gather; a non-finite norm skips the step on all ranks. Collective."""
+        self._host.begin_step()
         norm = self._norm.compute()
         if not math.isfinite(norm):
             return StepResult(grad_norm=norm, skipped=True)
         began = time.perf_counter()
         factor = clip_factor(norm, self._options.clip_grad)
-        self._adamw.step(factor)
-        self._step_muon(factor)
+        with self._host.sweep("update"):
+            self._adamw.step(factor)
+            self._step_muon(factor)
         gammas = logits = None
         if self._max_logits is not None:
             logits = self._max_logits.reduce()
@@ -235,14 +256,17 @@ class MuonClip:
 
     def _direction(self, part: Part, factor: float, out: torch.Tensor) -> None:
         assert part.shard.momentum is not None
-        momentum_direction_(
-            part.of(part.shard.momentum),
-            part.of(part.shard.gradient),
-            out.view(part.fragment.count, part.fragment.length),
-            mu=self._options.momentum,
-            grad_scale=factor,
-            nesterov=self._options.nesterov,
-        )
+        gradient = part.of(part.shard.gradient)
+        out = out.view(part.fragment.count, part.fragment.length)
+        for rows, cols, (momentum,) in self._host.visit(part.of(part.shard.momentum)):
+            momentum_direction_(
+                momentum,
+                gradient[rows, cols],
+                out[rows, cols],
+                mu=self._options.momentum,
+                grad_scale=factor,
+                nesterov=self._options.nesterov,
+            )
 
     def _orthogonalise(
         self, matrices: Sequence[LogicalMatrix], values: torch.Tensor
@@ -258,14 +282,17 @@ class MuonClip:
 
     def _apply(self, part: Part, update: torch.Tensor) -> None:
         weights = part.shard.parameter_view
-        apply_update_(
-            part.of(part.shard.master),
-            update.view(part.fragment.count, part.fragment.length),
-            lr=self._muon_group["lr"],
-            weight_decay=self._muon_group["weight_decay"],
-            scale=self._assignment.matrices[part.fragment.matrix].scale,
-            parameter=None if weights is None else part.of(weights),
-        )
+        weights = None if weights is None else part.of(weights)
+        update = update.view(part.fragment.count, part.fragment.length)
+        for rows, cols, (master,) in self._host.visit(part.of(part.shard.master)):
+            apply_update_(
+                master,
+                update[rows, cols],
+                lr=self._muon_group["lr"],
+                weight_decay=self._muon_group["weight_decay"],
+                scale=self._assignment.matrices[part.fragment.matrix].scale,
+                parameter=None if weights is None else weights[rows, cols],
+            )
 
     def kinds(self, key: str) -> tuple[str, ...]:
         """Master weight, and the momentum of Muon or both moments of AdamW."""
@@ -275,6 +302,7 @@ class MuonClip:
 
     def shard_states(self) -> list[ShardState]:
         """Masters, momenta and AdamW's moments of the shards that have elements."""
+        self._host.settle()
         found = []
         for shard in self._shards:
             if not shard.master.numel():

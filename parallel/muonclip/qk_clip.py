@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from k2_megatron.offload.state import HostState
 from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.parallel.muonclip.shards import OwnedShard
 from k2_megatron.parallel.rectangles import row_rectangles
@@ -36,16 +37,22 @@ class QKClip:
     """Scales this rank's shards of q_up and kv_up."""
 
     def __init__(
-        self, shards: Sequence[OwnedShard], *, threshold: float, num_decoder_layers: int
+        self,
+        shards: Sequence[OwnedShard],
+        host: HostState,
+        *,
+        threshold: float,
+        num_decoder_layers: int,
     ) -> None:
         """Find the shards.
 
         Args:
             shards: what this rank owns.
+            host: where the state of some of them is.
             threshold: tau, 100 in K2.
             num_decoder_layers: where MTP layers begin in the table of maxima.
         """
-        self._threshold = threshold
+        self._threshold, self._host = threshold, host
         self._clipped = [
             found
             for shard in shards
@@ -64,17 +71,30 @@ class QKClip:
 
     @torch.no_grad()
     def apply(self, gammas: torch.Tensor) -> None:
-        """Scale the fp32 masters and round them into the parameters."""
-        for one in self._clipped:
-            shard, width = one.shard, one.shard.entry.shape[1]
-            factors = gammas[one.layer, one.heads] ** one.exponents
-            first_row, end = shard.begin // width, shard.begin + shard.master.numel()
-            for (top, bottom), (left, right) in row_rectangles(shard.begin, end, width):
-                begin = top * width + left - shard.begin
-                rows = shard.master[begin : begin + (bottom - top) * (right - left)]
-                rows = rows.view(bottom - top, right - left)
-                rows *= factors[top - first_row : bottom - first_row, None]
-            shard.round_master()
+        """Scale the fp32 masters and round them into the parameters.
+
+        A sweep of the host memory of its own: the step's has just written the same rows.
+        """
+        with self._host.sweep("qk_clip"):
+            for one in self._clipped:
+                factors = gammas[one.layer, one.heads] ** one.exponents
+                for _, cols, (master,) in self._host.visit(one.shard.master[None]):
+                    _scale_rows(one.shard, cols, master[0], factors)
+                    one.shard.round_columns(cols, master)
+
+
+def _scale_rows(
+    shard: OwnedShard, columns: slice, master: torch.Tensor, factors: torch.Tensor
+) -> None:
+    """Scale elements `columns` of a shard, which are `master`, by the factors of its rows."""
+    width = shard.entry.shape[1]
+    first_row = shard.begin // width
+    start, end = shard.begin + columns.start, shard.begin + columns.stop
+    for (top, bottom), (left, right) in row_rectangles(start, end, width):
+        begin = top * width + left - start
+        rows = master[begin : begin + (bottom - top) * (right - left)]
+        rows = rows.view(bottom - top, right - left)
+        rows *= factors[top - first_row : bottom - first_row, None]
 
 
 def _clipped_shard(shard: OwnedShard, num_decoder_layers: int) -> _ClippedShard | None:
@@ -84,7 +104,7 @@ def _clipped_shard(shard: OwnedShard, num_decoder_layers: int) -> _ClippedShard 
     width = shard.entry.shape[1]
     rows = slice(shard.begin // width, -(-(shard.begin + shard.master.numel()) // width))
     heads, exponents = _head_and_exponent_of_rows(shard.entry)
-    device = shard.master.device
+    device = shard.gradient.device
     return _ClippedShard(
         shard=shard,
         layer=_layer(shard.entry.pieces[0].key, num_decoder_layers),

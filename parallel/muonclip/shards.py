@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""This rank's parameters as MuonClip owns them: fp32 master, momentum, and what lies in them."""
+"""This rank's parameters as MuonClip owns them: fp32 master, moments, and what lies in them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from k2_megatron.offload.sizes import on_host
+from k2_megatron.offload.state import HostState
 from k2_megatron.parallel.flat_shards import FlatShard, flat_shards
 from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.parallel.muonclip.fragments import Fragment, fragments
@@ -28,6 +30,8 @@ class OwnedShard:
         weights: [n] in the model's dtype, a view into the parameter bucket.
         master: fp32 [n]; the weights themselves where the model is fp32.
         momentum: [n] where the parameter takes Muon, else None.
+        moments: both of AdamW, fp32 [n], where they are in host memory; else AdamW makes them.
+        on_host: the state is in host memory, but for a master that is the weights.
         counted: this rank counts it in the gradient norm: not a copy, nor shared between stages.
         has_copies: other tensor ranks hold the same elements.
     """
@@ -39,6 +43,8 @@ class OwnedShard:
     weights: torch.Tensor
     master: torch.Tensor
     momentum: torch.Tensor | None
+    moments: tuple[torch.Tensor, ...]
+    on_host: bool
     counted: bool
     has_copies: bool
 
@@ -51,6 +57,11 @@ class OwnedShard:
         """Write the master into the parameter, where they are two tensors."""
         if self.parameter_view is not None:
             self.parameter_view.copy_(self.master)
+
+    def round_columns(self, columns: slice, master: torch.Tensor) -> None:
+        """The same with some elements of the master, [1, n], where they are on the device."""
+        if self.parameter_view is not None:
+            self.parameter_view[None, columns].copy_(master)
 
     def fragments(self, assignment: Assignment) -> list[Fragment]:
         """The parts of logical matrices in it."""
@@ -65,13 +76,51 @@ def own_shards(
     topology: Topology,
     *,
     momentum_dtype: torch.dtype,
-) -> list[OwnedShard]:
-    """Allocate master weights and momentum for what this rank owns, in buffer order."""
+    host_fraction: float,
+) -> tuple[list[OwnedShard], HostState]:
+    """Allocate master weights and momentum for what this rank owns, in buffer order.
+
+    Args:
+        chunks: this rank's model chunks.
+        parameters: their parameters with their entries in the geometry table.
+        assignment: the rule of every canonical matrix.
+        topology: where this rank stands.
+        momentum_dtype: of Muon's momentum.
+        host_fraction: of the state, by bytes, in host memory.
+
+    Returns:
+        The shards, and the host memory with the state of some of them.
+    """
     entries = {id(parameter): entry for parameter, entry in parameters}
-    return [
-        _own(flat, entries[id(flat.parameter)], assignment, topology, momentum_dtype)
-        for flat in flat_shards(chunks)
+    flats = list(flat_shards(chunks))
+    found = [entries[id(flat.parameter)] for flat in flats]
+    sizes = [
+        _state_bytes(flat, _takes_muon(entry, assignment), momentum_dtype)
+        for flat, entry in zip(flats, found, strict=True)
     ]
+    away = on_host(sizes, host_fraction)
+    tensors = [
+        size for chosen, is_away in zip(sizes, away, strict=True) if is_away for size in chosen
+    ]
+    host = HostState(tensors, flats[0].gradient.device)
+    shards = [
+        _own(flat, entry, assignment, topology, momentum_dtype, host if is_away else None)
+        for flat, entry, is_away in zip(flats, found, away, strict=True)
+    ]
+    return shards, host
+
+
+def _takes_muon(entry: ParameterGeometry, assignment: Assignment) -> bool:
+    muon = {assignment.uses_muon(piece.key) for piece in entry.pieces}
+    assert len(muon) == 1, f"{entry.name} holds matrices of two update rules"
+    return muon.pop()
+
+
+def _state_bytes(flat: FlatShard, muon: bool, momentum_dtype: torch.dtype) -> list[int]:
+    """Of every tensor of a shard's state; the planner counts the same in `states.py`."""
+    count = flat.gradient.numel()
+    master = [] if flat.weights.dtype == torch.float32 else [4 * count]
+    return [*master, *([momentum_dtype.itemsize * count] if muon else [4 * count, 4 * count])]
 
 
 def _own(
@@ -80,20 +129,34 @@ def _own(
     assignment: Assignment,
     topology: Topology,
     momentum_dtype: torch.dtype,
+    host: HostState | None,
 ) -> OwnedShard:
+    """One shard; `host`: where its state is, None for the device."""
     axis = topology.etp if entry.is_expert else topology.tp
     has_copies = axis.size > 1 and not entry.is_tensor_sharded
-    muon = {assignment.uses_muon(piece.key) for piece in entry.pieces}
-    assert len(muon) == 1, f"{entry.name} holds matrices of two update rules"
-    in_fp32 = flat.weights.dtype == torch.float32
+    count, muon = flat.gradient.numel(), _takes_muon(entry, assignment)
+    master, momentum = flat.weights, None
+    moments: tuple[torch.Tensor, ...] = ()
+    if flat.weights.dtype != torch.float32:
+        master = flat.weights.float()
+        if host is not None:
+            master = host.place(count, torch.float32).copy_(master)
+    if muon and host is not None:
+        momentum = host.place(count, momentum_dtype)
+    elif muon:
+        momentum = torch.zeros_like(flat.gradient, dtype=momentum_dtype)
+    elif host is not None:
+        moments = tuple(host.place(count, torch.float32) for _ in range(2))
     return OwnedShard(
         parameter=flat.parameter,
         entry=entry,
         begin=flat.begin,
         gradient=flat.gradient,
         weights=flat.weights,
-        master=flat.weights if in_fp32 else flat.weights.float(),
-        momentum=torch.zeros_like(flat.gradient, dtype=momentum_dtype) if muon.pop() else None,
+        master=master,
+        momentum=momentum,
+        moments=moments,
+        on_host=host is not None,
         counted=not (has_copies and axis.rank > 0) and not getattr(flat.parameter, "shared", False),
         has_copies=has_copies,
     )

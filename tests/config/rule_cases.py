@@ -216,6 +216,11 @@ CASES = [
         "that keep every singular value under 2; one of 0.01 would be 8.9 after step 5",
     ),
     (
+        "refuse_more_on_the_host_than_there_is",
+        ["optimizer.optimizer_offload_fraction=1.5"],
+        "given 1.5; allowed: a number from 0 to 1; it is a part of the optimizer's state",
+    ),
+    (
         "refuse_layout_that_does_not_fit",
         ["LAYOUT=Etttt|mL", "PP=2", "model.mtp_num_layers=1"],
         "given Etttt|mL with model.mtp_num_layers 1 (=model.mtp_num_layers); allowed: a decoder "

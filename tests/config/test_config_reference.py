@@ -39,6 +39,7 @@ KEYS = {
     "precision": "dtype",
     "optimizer": (
         "type weight_decay clip_grad adam_beta1 adam_beta2 adam_eps "
+        "optimizer_offload_fraction "
         "muon_momentum muon_nesterov muon_ns_steps muon_ns_coefficients muon_update_rms "
         "muon_momentum_dtype muon_ns_dtype muon_wire_dtype "
         "muon_split_gate_up muon_split_q_up muon_split_kv_up muon_split_kv_down muon_per_head "

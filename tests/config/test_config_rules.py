@@ -292,3 +292,10 @@ def test_place_of_another_key_where_the_first_was_not_given(tmp_path):
         "parallel.tensor_model_parallel_size 8 (c.yaml:13); allowed: a multiple of 8; "
         "it is divided evenly over 8 processes"
     ]
+
+
+def test_host_memory_beside_a_layout_that_cannot_be(tmp_path):
+    """Chunks of a pipeline of one stage ended with a traceback."""
+    virtual = "parallel.virtual_pipeline_model_parallel_size=2"
+    (told,) = problems(tmp_path, virtual, "memory.preset=k2-full")
+    assert "only a pipeline of 2 or more stages interleaves" in told

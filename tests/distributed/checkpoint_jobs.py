@@ -5,13 +5,17 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from k2_megatron.checkpoint.data_file import matrix_name
 from k2_megatron.checkpoint.weights import read_weight, weight_shapes, write_weights
@@ -80,6 +84,35 @@ def _end(session: Session, saver: SessionSaver, first: int, last: int) -> dict[s
         "losses": [outcome.loss for outcome in outcomes],
         "parameters": parameters(session.model),
         "biases": session.router_bias.biases(),
+    }
+
+
+def draw_after(config_path: str, overrides: list[str], resumes: bool) -> dict[str, Any]:
+    """What the generators of this rank draw after a save, or after a resume from it."""
+    session = build(config_path, overrides)
+    folder = RunFolder.of(session.config)
+    if resumes:
+        assert resume_session(session, folder, ORDER).step == 1
+    else:
+        # Each rank as far along as no other, and nowhere near a seed of the configuration.
+        for generator in (torch.manual_seed, random.seed, np.random.seed):
+            generator(time.time_ns() % 2**30 + dist.get_rank())
+        _draw(3 + dist.get_rank())
+        steps(session, 1, 1)
+        saver = SessionSaver(session, folder, ORDER)
+        saver.save(1)
+        saver.finish()
+    return _draw(4)
+
+
+def _draw(count: int) -> dict[str, list[float]]:
+    with get_cuda_rng_tracker().fork():
+        tracked = torch.rand(count).tolist()
+    return {
+        "torch": torch.rand(count).tolist(),
+        "tracker": tracked,
+        "python": [random.random() for _ in range(count)],
+        "numpy": np.random.random(count).tolist(),
     }
 
 

@@ -126,6 +126,54 @@ def assert_same_end(saved: list[dict[str, Any]], resumed: list[dict[str, Any]]) 
             assert bias == biases[layer]
 
 
+STAGES = "parallel.pipeline_model_parallel_layout=Et|t|t|ttL"
+
+
+@pytest.mark.parametrize(("one", "other"), [("none", "k2-lean"), ("k2-full", "k2")])
+def test_another_memory_preset_goes_on_bit_for_bit(one: str, other: str, tmp_path: Path) -> None:
+    """In the same layout, between presets that compute the same bits."""
+    layout = Layout(world_size=2, pp=2, vpp=2)
+    given = overrides(layout, (*MUONCLIP, *BF16, STAGES), tmp_path)
+    saved, resumed = (
+        run_ranks(
+            f"tests.distributed.checkpoint_jobs.{job}",
+            2,
+            config_path=CONFIG,
+            overrides=[*given, f"memory.preset={preset}"],
+            last=LAST,
+            **more,
+        )
+        for job, preset, more in (
+            ("save_and_go_on", one, {"save_after": SAVED}),
+            ("resume_and_go_on", other, {}),
+        )
+    )
+    for before, after in zip(saved, resumed, strict=True):
+        assert (after["step"], list(after["notes"])) == (SAVED, [])
+        assert before["losses"] == after["losses"] and before["biases"] == after["biases"]
+    ends = [everything_at_the_end(ranks) for ranks in (saved, resumed)]
+    held = [everything(ranks) for ranks in (saved, resumed)]
+    for before, after in (ends, held):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(values, after[name]) for name, values in before.items())
+
+
+def everything_at_the_end(ranks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The parameters after the last step, as whole matrices."""
+    return assemble([one["parameters"] for one in ranks], ranks[0]["held"]["model_shapes"])
+
+
+def test_each_rank_gets_its_random_states_back(tmp_path: Path) -> None:
+    """The model draws nothing while it trains, so no equality of losses would show it."""
+    given = overrides(Layout(world_size=2, tp=2, etp=2), ADAMW, tmp_path)
+    job = "tests.distributed.checkpoint_jobs.draw_after"
+    saved = run_ranks(job, 2, config_path=CONFIG, overrides=given, resumes=False)
+    resumed = run_ranks(job, 2, config_path=CONFIG, overrides=given, resumes=True)
+    assert saved == resumed
+    for name in ("torch", "tracker", "python", "numpy"):
+        assert len({str(result[name]) for result in saved}) == 2, f"{name}: the ranks draw the same"
+
+
 def test_training_starts_from_weights_alone(tmp_path: Path) -> None:
     """In another layout, optimizer and dtype than those of the run they come from."""
     (saved,) = run_ranks(

@@ -10,9 +10,7 @@ import torch
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(256, 512, 768), (4096, 7168, 1024)])
-def test_transformer_engine_adds_the_gradient_in_fp32(
-    rows: int, inputs: int, outputs: int
-) -> None:
+def test_transformer_engine_adds_the_gradient_in_fp32(rows: int, inputs: int, outputs: int) -> None:
     from k2_megatron.platform.weight_gradient import accumulate
 
     generator = torch.Generator().manual_seed(1)
@@ -21,5 +19,6 @@ def test_transformer_engine_adds_the_gradient_in_fp32(
     total = torch.randn(outputs, inputs, generator=generator).cuda()
     exact = total.double() + dy.double().T @ x.double()
     accumulate(x, dy, total)
-    # Sums of some thousand products in fp32; a sum rounded to bf16 errs by 2^-9.
-    assert float((total.double() - exact).norm() / exact.norm()) < 2**-18
+    # Thousands of products added in fp32, each sum off by up to 2^-24 of it; a sum rounded to bf16
+    # errs by about 2^-10.
+    assert float((total.double() - exact).norm() / exact.norm()) < rows * 2**-24

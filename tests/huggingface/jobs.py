@@ -44,6 +44,39 @@ def both_ways(
     return found
 
 
+def both_predictions(
+    config_path: str, overrides: list[str], release: str, exported: str, tokens: list[list[int]]
+) -> dict[str, list[torch.Tensor]]:
+    """Logits [b, s, v] of the next token and the one after, of our own weights and a release."""
+    session = build(config_path, overrides)
+    disturb(session)
+    write_release(session, Path(exported))
+    found = {"own": _two_logits(session, tokens)}
+    imported = open_import(Path(release), session.config)
+    imported.check_copies()
+    set_matrices(session, dict(imported.matrices(imported.originals)))
+    return found | {"imported": _two_logits(session, tokens)}
+
+
+@torch.no_grad()
+def _two_logits(session: Session, tokens: list[list[int]]) -> list[torch.Tensor]:
+    """What goes out of the head: first for the token after the next, then for the next."""
+    (module,) = session.model.modules
+    module.eval()
+    seen: list[torch.Tensor] = []
+    head = module.output_layer
+    hook = head.register_forward_hook(  # cloned: the loss works in their memory
+        lambda module, given, out: seen.append(out[0].transpose(0, 1).float().clone())
+    )
+    text = torch.tensor(tokens)
+    positions = torch.arange(text.shape[1]).expand_as(text)
+    module(text, positions, None, labels=text)
+    hook.remove()
+    module.train()
+    after, following = seen
+    return [following, after]
+
+
 def train_a_step(
     config_path: str, overrides: list[str], tokens: list[list[int]]
 ) -> dict[str, torch.Tensor]:

@@ -44,6 +44,49 @@ def test_host_that_lacks_the_memory_is_told_before_anything_starts() -> None:
     assert "memory.host_budget limits them" in str(e.value)
 
 
+def test_host_that_lacks_the_memory_for_optimizer_state_is_told() -> None:
+    """The same with all optimizer state there, 254 GiB a node of 8."""
+    config = k2_cluster()
+    config = replace(config, optimizer=replace(config.optimizer, optimizer_offload_fraction=1.0))
+    plan = make_plan(job_of(config, 256))
+    assert plan.host_bytes_per_node / GIB == pytest.approx(254.2, abs=0.1)
+    assert all(rank.optimizer_bytes == 0 for rank in plan.ranks)
+    needed = sum(rank.host_bytes for rank in plan.ranks) * 16
+    with pytest.raises(UserError) as error:
+        check_memory(config, CpuPlatform(), 256)
+    text = str(error.value)
+    assert f"state in host memory needs {needed / GIB:.1f} GiB of memory; " in text
+    assert text.endswith("a smaller optimizer.optimizer_offload_fraction needs less")
+    both = replace(config, memory=MemoryConfig(preset="k2-full"))
+    with pytest.raises(
+        UserError,
+        match=r"of this machine and the optimizer's state in host memory need [0-9.]+ GiB",
+    ):
+        check_memory(both, CpuPlatform(), 256)
+
+
+def test_fraction_so_small_that_nothing_is_on_the_host_is_told() -> None:
+    config = config_of(model_from_preset("k2-tiny"), batch=4)
+    config = replace(config, optimizer=replace(config.optimizer, optimizer_offload_fraction=1e-7))
+    with pytest.raises(
+        ConfigError, match="optimizer_offload_fraction: given 1e-07; allowed: 0, or"
+    ):
+        check_memory(config, CpuPlatform(), 1)
+
+
+def test_fraction_divides_state_and_adds_buffers() -> None:
+    """Of each rank half of the state, and 24 buffers where the optimizer's step is the peak."""
+    whole = k2_cluster()
+    half = replace(whole, optimizer=replace(whole.optimizer, optimizer_offload_fraction=0.5))
+    for one, other in zip(
+        *(make_plan(job_of(config, 256)).ranks for config in (whole, half)), strict=True
+    ):
+        assert one.host_bytes == one.states.buffer_bytes == 0
+        assert other.host_bytes == pytest.approx(one.optimizer_bytes / 2, rel=0.02)
+        assert other.optimizer_bytes == pytest.approx(one.optimizer_bytes / 2, rel=0.02)
+        assert other.states.buffer_bytes == 24 * 64 * 2**20
+
+
 def test_too_few_micro_batches_for_anything_to_leave_are_told() -> None:
     model = model_from_preset("k2-tiny", num_layers=4)
     for batch, message in ((2, "2 micro-batches a step"), (8, None)):

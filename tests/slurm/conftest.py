@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import place
+from tests.cli.conftest import own_place, place, whole_run
 from tests.slurm.controller import INSTALL, Slurm, missing_programs, running_slurm
 
-__all__ = ["place"]
+__all__ = ["own_place", "place", "whole_run"]
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,7 @@ def test_a_preempted_job_goes_on_and_equals_an_undisturbed_run(launch, slurm, pl
     assert _saved(job.run) == _saved(undisturbed)
 
 
-def test_a_killed_rank_ends_the_job_and_is_named(launch):
+def test_a_killed_rank_ends_the_job_and_is_named(launch, place):
     job = launch("killed", LONG)
     job.wait_for_text("0: step      3/100000")
     began = time.monotonic()
@@ -149,6 +149,8 @@ def test_a_killed_rank_ends_the_job_and_is_named(launch):
         re.M,
     ), job.log()
     assert "k2-megatron: not requeued; submit the job again" in job.log()
+    told = "none is training; ended: srun: error: n1: task 1: Killed, SLURM job "
+    assert told in k2(place, "status", "killed").out
 
 
 def test_a_cancelled_job_leaves_a_whole_checkpoint(launch, slurm, place):

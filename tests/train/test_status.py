@@ -132,6 +132,21 @@ def test_a_start_of_the_next_phase_is_no_restart(tmp_path: Path) -> None:
     assert "faults     1 restart, " in status_text(found)
 
 
+def test_a_start_with_nothing_to_do_is_no_restart(tmp_path: Path) -> None:
+    """The command of a run that is done, given once more, was counted as if the run had failed."""
+    log = EventLog(tmp_path, writes=True)
+    log.start(step=0, world_size=2)
+    for _ in range(3):
+        log.write("ended", step=8)
+        log.start(step=8, world_size=2)
+    log.write("ended", step=8)
+    found = status_of(RunFolder(tmp_path))
+    assert (found.starts, found.restarts, found.ended) == (4, 0, "done")
+    log.start(step=8, world_size=2)  # further, by a longer schedule
+    log.write("ended", step=9)
+    assert status_of(RunFolder(tmp_path)).restarts == 1
+
+
 def test_a_job_that_has_not_started(tmp_path: Path) -> None:
     """The folder that `launch` had made was called not the folder of a run."""
     folder = RunFolder(tmp_path)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `checkpoint import-hf` and `checkpoint export-hf` do and print."""
+"""What `checkpoint import-hf` and `checkpoint export-hf` do and print, as one rank or several."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from k2_megatron.checkpoint.huggingface.config_json import CONFIG_NAME, read_con
 from k2_megatron.checkpoint.huggingface.config_writing import write_config_json
 from k2_megatron.checkpoint.huggingface.exporting import Export, export
 from k2_megatron.checkpoint.huggingface.import_parts import import_weights
-from k2_megatron.checkpoint.huggingface.importing import open_import
+from k2_megatron.checkpoint.huggingface.importing import Import, open_import
 from k2_megatron.checkpoint.huggingface.names import hf_tensors
 from k2_megatron.checkpoint.huggingface.parsers import EXPORT, IMPORT
+from k2_megatron.checkpoint.huggingface.sharing import agreed, all_ranks, of_first
 from k2_megatron.checkpoint.identity import model_identity, model_matrices
 from k2_megatron.checkpoint.inspection import inspect
 from k2_megatron.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
+from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.checkpoint.weights import WeightReader, weight_shapes
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.phases import phase_at, phases_of
-from k2_megatron.errors import CheckpointError
+from k2_megatron.errors import CheckpointError, UserError
+from k2_megatron.launch.spawn import USER_ERROR
 from k2_megatron.run_folder import RunFolder
 
 COMPANIONS_FOLDER = "huggingface"
@@ -36,47 +39,81 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run_huggingface(args: argparse.Namespace) -> int:
-    """Run a parsed command; returns the exit code.
+    """Run a parsed command as one of the ranks that a launcher started, or alone.
+
+    Returns:
+        The exit code.
 
     Raises:
         UserError: what the user gave is wrong, or a file cannot be read or written.
     """
     run = {IMPORT: _import, EXPORT: _export}[args.checkpoint_command]
+    rank = 0
     try:
-        run(args)
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or 'writing'}: {error.strerror}") from error
+        with all_ranks() as ranks:
+            rank = ranks.rank
+            run(args, ranks)
+    except UserError:
+        if rank == 0:
+            raise
+        return USER_ERROR  # rank 0 tells what all have agreed on
     return 0
 
 
-def _import(args: argparse.Namespace) -> None:
+def _import(args: argparse.Namespace, ranks: Ranks) -> None:
     """Write a release as the checkpoint that a run starts from."""
-    config = load_config(args.config, args.overrides)
+
+    def opened() -> tuple[Config, Import]:
+        config = load_config(args.config, args.overrides)
+        return config, open_import(args.release, config)
+
+    config, source = agreed(opened)
     folder = RunFolder.of(config)
-    source = open_import(args.release, config)
+    say = print if ranks.rank == 0 else _quiet
     for note in source.notes:
-        print(f"note: {note}")
-    source.check_copies()
+        say(f"note: {note}")
+    of_first(ranks, source.check_copies)
     done = import_weights(
-        source, folder.checkpoints, config, part_bytes=args.part_size, workers=args.workers
+        source,
+        folder.checkpoints,
+        config,
+        part_bytes=args.part_size,
+        workers=args.workers,
+        ranks=ranks,
     )
-    folder.start(config)
-    copied = copy_companions(args.release, folder.path / COMPANIONS_FOLDER, with_config=True)
-    left = sorted(
-        path.name
-        for path in args.release.iterdir()
-        if path.name not in copied and not path.name.endswith((".safetensors", ".index.json"))
-    )
-    print(f"{len(source.originals):,} tensors in {done.num_parts} parts, {done.kept} kept")
-    print(f"kept for an export: {', '.join(copied)}")
+
+    def keep_companions() -> tuple[list[str], list[str]]:
+        folder.start(config)
+        copied = copy_companions(args.release, folder.path / COMPANIONS_FOLDER, with_config=True)
+        names = {path.name for path in args.release.iterdir()} - set(copied)
+        return copied, sorted(n for n in names if not n.endswith((".safetensors", ".index.json")))
+
+    copied, left = of_first(ranks, keep_companions)
+    say(f"{len(source.originals):,} tensors in {done.num_parts} parts, {done.kept} kept")
+    say(f"kept for an export: {', '.join(copied)}")
     if left:
-        print(f"not copied: {', '.join(left)}")
-    print(f"written: {done.checkpoint}")
+        say(f"not copied: {', '.join(left)}")
+    say(f"written: {done.checkpoint}")
 
 
-def _export(args: argparse.Namespace) -> None:
+def _export(args: argparse.Namespace, ranks: Ranks) -> None:
     """Write a checkpoint as a release."""
-    inspection = inspect(args.path)
+    plan, passed, note = agreed(lambda: _export_plan(args, ranks))
+    done = export(plan, _Readers(args.path).read, workers=args.workers, ranks=ranks)
+    say = print if ranks.rank == 0 else _quiet
+    if note:
+        say(f"note: {note}")
+    say(f"{len(plan.tensors):,} tensors in {done.num_shards} shards, {done.kept} kept")
+    say(f"passed through: {', '.join(passed) or 'no tokenizer; --like names a release with one'}")
+    say(f"written: {args.output}")
+
+
+def _export_plan(args: argparse.Namespace, ranks: Ranks) -> tuple[Export, list[str], str | None]:
+    """What is to be written, which files go along, and what to tell about the model.
+
+    Verifies this rank's share of the checkpoint's files.
+    """
+    inspection = inspect(args.path, share=(ranks.rank, ranks.world_size))
     if inspection.problems:
         raise CheckpointError("; ".join(inspection.problems))
     manifest = read_manifest(args.path)
@@ -105,13 +142,8 @@ def _export(args: argparse.Namespace) -> None:
         shard_bytes=args.shard_size,
         like=like,
     )
-    done = export(plan, _Readers(args.path).read, workers=args.workers)
     passed = [path.name for path in companions(like)] if like is not None else []
-    if note := epsilon_note(config.model.layernorm_epsilon):
-        print(f"note: {note}")
-    print(f"{len(plan.tensors):,} tensors in {done.num_shards} shards, {done.kept} kept")
-    print(f"passed through: {', '.join(passed) or 'no tokenizer; --like names a release with one'}")
-    print(f"written: {args.output}")
+    return plan, passed, epsilon_note(config.model.layernorm_epsilon)
 
 
 def _config_of(args: argparse.Namespace, run: Path) -> Config:
@@ -138,6 +170,10 @@ def _check_model(path: Path, manifest: Manifest, config: Config) -> None:
     if lines:
         text = "\n  ".join(lines)
         raise CheckpointError(f"{path}: not of this configuration's model:\n  {text}")
+
+
+def _quiet(text: str) -> None:
+    pass
 
 
 class _Readers:

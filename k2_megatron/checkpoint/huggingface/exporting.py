@@ -1,21 +1,20 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""From canonical matrices to the shards of a release, written by threads and resumable.
+"""From canonical matrices to the shards of a release, by ranks and threads, and resumable.
 
 The index is written when every shard is there, so a folder without one is no release yet. Until
-then `export-progress.json` says which shards are finished, with their checksums; an export that
-goes on reads them again and keeps those that are right. Threads suffice, as reading, casting,
-hashing and writing release the interpreter's lock; each holds one tensor and what it is made of.
+then `export-progress.json`, and one such file of each further rank, says which shards are finished,
+with their checksums; an export that goes on reads them again and keeps those that are right.
+Reading, casting, hashing and writing release the interpreter's lock; each thread holds one tensor
+and what it is made of.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,20 @@ from k2_megatron.checkpoint.huggingface.config_json import CONFIG_NAME
 from k2_megatron.checkpoint.huggingface.names import HfTensor
 from k2_megatron.checkpoint.huggingface.release import INDEX_NAME
 from k2_megatron.checkpoint.huggingface.safetensors_file import NewTensor, write_file
+from k2_megatron.checkpoint.huggingface.sharing import (
+    Progress,
+    agreed,
+    for_each,
+    merge_records,
+    of_first,
+    read_record,
+    remove_records,
+)
+from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.errors import CheckpointError
 
 PROGRESS_NAME = "export-progress.json"
+_ALONE = Ranks(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,36 +92,69 @@ class Exported:
     kept: int
 
 
-def export(plan: Export, read: Callable[[str], torch.Tensor], *, workers: int) -> Exported:
-    """Write a release, or what is missing of it.
+def export(
+    plan: Export, read: Callable[[str], torch.Tensor], *, workers: int, ranks: Ranks = _ALONE
+) -> Exported:
+    """Write a release, or what is missing of it. Collective.
 
     Args:
+        plan: the same on all ranks; its folder is on a disk that all see.
         read: gives a canonical matrix [rows, columns]; called by several threads.
-        workers: number of threads; each holds one tensor in memory.
+        workers: number of threads of each rank; each holds one tensor in memory.
+        ranks: all that divide the shards.
 
     Raises:
-        CheckpointError: the folder holds something else.
+        UserError: the folder holds something else, or the disk refused bytes.
     """
     shards = plan.shards()
-    progress = _start(plan, shards)
-    kept = len(progress.finished)
+    identity, earlier = of_first(ranks, lambda: _start(plan, shards))
+    progress = Progress(plan.folder / PROGRESS_NAME, identity, earlier, ranks)
     tensors = {tensor.name: tensor for tensor in plan.tensors}
 
     def write(name: str) -> None:
         size, digest = write_file(
             plan.folder / name, shards[name], lambda tensor: tensors[tensor].join(read)
         )
-        progress.finish(name, size, digest)
+        progress.finish(name, [size, digest])
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="export-hf") as pool:
-        futures = [pool.submit(write, name) for name in shards if name not in progress.finished]
+    def write_share() -> None:
+        share = list(shards)[ranks.rank :: ranks.world_size]
+        missing = progress.keep(share, lambda name, entry: _sha256(plan.folder / name) == entry[1])
+        for_each(missing, write, workers=workers)
+
+    agreed(write_share)
+    of_first(ranks, lambda: _finish(plan, shards))
+    sizes = ranks.share((sum(size for size, _ in progress.finished.values()), progress.num_kept))
+    return Exported(
+        num_shards=len(shards),
+        size_bytes=sum(size for size, _ in sizes),
+        kept=sum(kept for _, kept in sizes),
+    )
+
+
+def _start(plan: Export, shards: Mapping[str, Sequence[NewTensor]]) -> tuple[str, dict[str, Any]]:
+    """Begin, or go on: the identity of this export, and the shards that are said to be finished."""
+    path, identity = plan.folder / PROGRESS_NAME, _identity(plan, shards)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
         try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+            found, _ = read_record(path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error!r}") from None
+        if found != identity:
+            raise CheckpointError(
+                f"{plan.folder}: holds an unfinished export of other weights or with other "
+                "options; remove it, or give a new folder"
+            )
+    elif any(plan.folder.iterdir()):
+        raise CheckpointError(
+            f"{plan.folder}: not empty, and no export that was interrupted; give a new folder"
+        )
+    return identity, merge_records(path, identity)
+
+
+def _finish(plan: Export, shards: Mapping[str, Sequence[NewTensor]]) -> None:
+    """What stands beside the shards; with the index it is a release."""
     if plan.like is not None:
         copy_companions(plan.like, plan.folder, with_config=False)
     write_text_durably(plan.folder / CONFIG_NAME, json.dumps(plan.config, indent=2) + "\n")
@@ -120,55 +163,7 @@ def export(plan: Export, read: Callable[[str], torch.Tensor], *, workers: int) -
         "weight_map": {new.name: file for file, part in shards.items() for new in part},
     }
     write_text_durably(plan.folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
-    (plan.folder / PROGRESS_NAME).unlink()
-    size_bytes = sum(size for size, _ in progress.finished.values())
-    return Exported(num_shards=len(shards), size_bytes=size_bytes, kept=kept)
-
-
-@dataclass
-class _Progress:
-    """The record of finished shards: name -> (bytes, sha256)."""
-
-    path: Path
-    identity: str
-    finished: dict[str, tuple[int, str]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def finish(self, name: str, size_bytes: int, digest: str) -> None:
-        with self.lock:
-            self.finished[name] = (size_bytes, digest)
-            self.write()
-
-    def write(self) -> None:
-        content = {"export": self.identity, "finished": self.finished}
-        write_text_durably(self.path, json.dumps(content, indent=1) + "\n")
-
-
-def _start(plan: Export, shards: Mapping[str, Sequence[NewTensor]]) -> _Progress:
-    """Begin, or go on: keep the finished shards whose bytes are still right."""
-    progress = _Progress(plan.folder / PROGRESS_NAME, _identity(plan, shards))
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    if not progress.path.exists():
-        if any(plan.folder.iterdir()):
-            raise CheckpointError(
-                f"{plan.folder}: not empty, and no export that was interrupted; give a new folder"
-            )
-        progress.write()
-        return progress
-    try:
-        content = json.loads(progress.path.read_bytes())
-        identity, finished = content["export"], dict(content["finished"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{progress.path}: cannot be read: {error!r}") from None
-    if identity != progress.identity:
-        raise CheckpointError(
-            f"{plan.folder}: holds an unfinished export of other weights or with other options; "
-            "remove it, or give a new folder"
-        )
-    for name, (size, digest) in finished.items():
-        if name in shards and _sha256(plan.folder / name) == digest:
-            progress.finished[name] = (size, digest)
-    return progress
+    remove_records(plan.folder / PROGRESS_NAME)
 
 
 def _identity(plan: Export, shards: Mapping[str, Sequence[NewTensor]]) -> str:

@@ -1,28 +1,36 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Write an import as a checkpoint of weights: part by part, by threads, and resumable.
+"""Write an import as a checkpoint of weights: part by part, by ranks and threads, and resumable.
 
 Each thread holds one tensor of the release: reading, dequantising, hashing and writing release the
-interpreter's lock. While an import is under way `import-progress.json` in its `.partial` folder
-says which parts are finished; an import that goes on reads them again and keeps those whose
-checksum is right.
+interpreter's lock. While an import is under way `import-progress.json` in its `.partial` folder,
+and one such file of each further rank, says which parts are finished; an import that goes on reads
+them again and keeps those whose checksum is right.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from k2_megatron.checkpoint.durable import write_text_durably
 from k2_megatron.checkpoint.folder import list_steps, partial_path
 from k2_megatron.checkpoint.huggingface.importing import Import
 from k2_megatron.checkpoint.huggingface.names import HfTensor
+from k2_megatron.checkpoint.huggingface.sharing import (
+    Progress,
+    agreed,
+    for_each,
+    merge_records,
+    of_first,
+    read_record,
+    remove_records,
+)
 from k2_megatron.checkpoint.manifest import FileEntry, data_file_name, file_entry
+from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.checkpoint.weights import (
     WeightPart,
     finish_weights,
@@ -34,6 +42,7 @@ from k2_megatron.errors import CheckpointError
 
 PROGRESS_NAME = "import-progress.json"
 _FP32_BYTES = 4
+_ALONE = Ranks(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,47 +55,55 @@ class Imported:
 
 
 def import_weights(
-    source: Import, checkpoints: Path, config: Config, *, part_bytes: int, workers: int
+    source: Import,
+    checkpoints: Path,
+    config: Config,
+    *,
+    part_bytes: int,
+    workers: int,
+    ranks: Ranks = _ALONE,
 ) -> Imported:
-    """Write the release's weights as the checkpoint of step 0.
+    """Write the release's weights as the checkpoint of step 0. Collective.
 
     Args:
         source: the release.
-        checkpoints: the run's `checkpoints` folder.
+        checkpoints: the run's `checkpoints` folder, on a disk that all ranks see.
         config: of the run.
         part_bytes: of a part's file, after which the next one begins.
-        workers: number of threads.
+        workers: number of threads of each rank.
+        ranks: all that divide the parts.
 
     Raises:
-        CheckpointError: the run has checkpoints already, or the release changed.
-        OSError: the disk refused the bytes.
+        UserError: the run has checkpoints already, the release changed, or the disk refused bytes.
     """
-    if steps := list_steps(checkpoints):
-        names = ", ".join(path.name for path in steps.values())
-        raise CheckpointError(
-            f"{checkpoints}: holds checkpoints, from which the run would go on: {names}; use "
-            "another run.name, or move them away"
-        )
     parts = _parts(source.originals, part_bytes)
-    progress = _start(source, parts, checkpoints)
-    kept = len(progress.finished)
-    stopped = threading.Event()
+    numbers = {data_file_name(number): number for number in range(len(parts))}
+    partial = partial_path(checkpoints, 0)
+    record = partial / PROGRESS_NAME
+    identity, earlier = of_first(ranks, lambda: _start(source, parts, checkpoints))
+    progress = Progress(record, identity, earlier, ranks)
 
-    def write(number: int) -> None:
-        matrices = source.matrices(parts[number])
-        if not stopped.is_set():
-            progress.finish(write_weight_part(checkpoints, number, matrices))
+    def write(name: str) -> None:
+        number = numbers[name]
+        _, entry, held = write_weight_part(checkpoints, number, source.matrices(parts[number]))
+        progress.finish(name, {"file": asdict(entry), "held": held})
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="import-hf") as pool:
-        todo = [number for number in range(len(parts)) if number not in progress.finished]
-        futures = [pool.submit(write, number) for number in todo]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            stopped.set()
-    progress.path.unlink()
-    checkpoint = finish_weights(checkpoints, config, progress.finished.values())
+    def write_share() -> None:
+        share = list(numbers)[ranks.rank :: ranks.world_size]
+        missing = progress.keep(share, lambda name, entry: _is_whole(partial / name, entry))
+        for_each(missing, write, workers=workers)
+
+    def finish() -> Path:
+        remove_records(record)
+        finished = {name: entry for one in found for name, entry in one.items()}
+        return finish_weights(
+            checkpoints, config, [_part(numbers[name], entry) for name, entry in finished.items()]
+        )
+
+    agreed(write_share)
+    found = ranks.gather(progress.finished)
+    checkpoint = of_first(ranks, finish)
+    kept = sum(ranks.share(progress.num_kept))
     return Imported(checkpoint=checkpoint, num_parts=len(parts), kept=kept)
 
 
@@ -103,57 +120,34 @@ def _parts(tensors: Sequence[HfTensor], part_bytes: int) -> list[list[HfTensor]]
     return parts
 
 
-@dataclass
-class _Progress:
-    """The record of finished parts by number."""
-
-    path: Path
-    identity: str
-    finished: dict[int, WeightPart] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def finish(self, part: WeightPart) -> None:
-        with self.lock:
-            self.finished[part[0]] = part
-            self.write()
-
-    def write(self) -> None:
-        parts = [(number, asdict(entry), held) for number, entry, held in self.finished.values()]
-        content = {"import": self.identity, "finished": parts}
-        write_text_durably(self.path, json.dumps(content) + "\n")
-
-
-def _start(source: Import, parts: Sequence[Sequence[HfTensor]], checkpoints: Path) -> _Progress:
-    """Begin, or go on where the same import stopped: keep the parts whose bytes are right."""
-    partial = partial_path(checkpoints, 0)
-    progress = _Progress(partial / PROGRESS_NAME, _identity(source, parts))
-    found = _earlier_parts(progress)
-    if not found:
-        start_weights(checkpoints)
-    for number, entry, held in found:
-        path = partial / data_file_name(number)
-        if path.exists() and file_entry(path) == entry:
-            progress.finished[number] = (number, entry, held)
-    progress.write()
-    return progress
-
-
-def _earlier_parts(progress: _Progress) -> list[WeightPart]:
-    """What an earlier attempt of the same import says it finished."""
+def _start(
+    source: Import, parts: Sequence[Sequence[HfTensor]], checkpoints: Path
+) -> tuple[str, dict[str, Any]]:
+    """Begin, or go on where the same import stopped: its identity, and the parts it finished."""
+    if steps := list_steps(checkpoints):
+        names = ", ".join(path.name for path in steps.values())
+        raise CheckpointError(
+            f"{checkpoints}: holds checkpoints, from which the run would go on: {names}; use "
+            "another run.name, or move them away"
+        )
+    identity = _identity(source, parts)
+    record = partial_path(checkpoints, 0) / PROGRESS_NAME
     try:
-        content = json.loads(progress.path.read_bytes())
-        if content["import"] != progress.identity:
-            return []
-        return [
-            (
-                number,
-                FileEntry(**entry),
-                [(key, offset, rows, cols) for key, offset, rows, cols in held],
-            )
-            for number, entry, held in content["finished"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        goes_on = read_record(record)[0] == identity
+    except (OSError, ValueError):
+        goes_on = False
+    if not goes_on:
+        start_weights(checkpoints)
+    return identity, merge_records(record, identity)
+
+
+def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:
+    return path.exists() and file_entry(path) == FileEntry(**entry["file"])
+
+
+def _part(number: int, entry: Mapping[str, Any]) -> WeightPart:
+    held = [(key, offset, rows, cols) for key, offset, rows, cols in entry["held"]]
+    return number, FileEntry(**entry["file"]), held
 
 
 def _identity(source: Import, parts: Sequence[Sequence[HfTensor]]) -> str:
