@@ -22,13 +22,14 @@ from typing import Any
 
 # A kernel belongs to the first group whose pattern its name has.
 GROUPS = {
+    "Newton-Schulz": r"_symmetric_product|_hsh_|_divided|_gram",
+    "optimizer: clipping, momentum, update": r"multi_tensor|adam|l2norm|_momentum|_apply_update",
     "attention core": r"fmha|flash|sdpa|cudnn.*attn|bprop|fprop",
-    "optimizer": r"multi_tensor|adam|l2norm",
     "loss": r"cross_entropy|softmax",
     "expert and linear matrix products": r"gemm|cutlass|nvjet|xmma|cublas|splitk",
     "permutation and routing": r"permut|sort|topk|scatter|gather|histogram|index|row_id",
     "copies and fills": r"memcpy|memset|copy|fill|zero|catarray",
-    "SwiGLU, norms, residual, rope": r"silu|swiglu|rmsnorm|norm_|ln_|triton|element|mul|add",
+    "SwiGLU, norms, residual, rope": r"silu|swiglu|rmsnorm|norm_|ln_|rotary|triton|element|mul|add",
 }
 
 

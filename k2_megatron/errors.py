@@ -14,6 +14,10 @@ class UserError(Exception):
     """Base of what a user can cause and mend; its text says what was given and what is allowed."""
 
 
+class AgreedError(UserError):
+    """A mistake that every rank raises at the same place, whoever of them found it."""
+
+
 class ConfigError(UserError):
     """The configuration is wrong; the text lists every problem with file, line and key."""
 

@@ -58,8 +58,8 @@ def destroy() -> None:
     """End all groups but the whole world's, so that another layout can be initialised in the same
     process. Collective.
 
-    megatron-core forgets its groups, but torch.distributed keeps them, and NCCL the buffers of each:
-    some GB a layout.
+    megatron-core forgets its groups, but torch.distributed keeps them, and NCCL the buffers of
+    each: some GB a layout.
     """
     parallel_state.destroy_model_parallel()
     for group in list(dist.distributed_c10d._world.pg_map):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from k2_megatron.errors import UserError
+from k2_megatron.errors import AgreedError, UserError
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ def agree(action: Callable[[], T]) -> T:
     Without a process group there is one rank. With NCCL the device of this rank must be set.
 
     Raises:
-        UserError: with the text of the lowest rank that met one.
+        AgreedError: with the text of the lowest rank that met one.
     """
     if not dist.is_initialized():
         return action()
@@ -40,7 +40,7 @@ def agree(action: Callable[[], T]) -> T:
     dist.all_gather_object(problems, problem)
     for text in problems:
         if text is not None:
-            raise UserError(text)
+            raise AgreedError(text)
     return result  # type: ignore[return-value]
 
 

@@ -10,13 +10,14 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from k2_megatron.errors import AgreedError
 from k2_megatron.launch.ranks import RankInfo
 from k2_megatron.platform.base import Platform
 
 
 @contextmanager
 def process_group(platform: Platform, ranks: RankInfo, *, timeout_seconds: float) -> Iterator[None]:
-    """Connect all ranks, and part from them when all went well.
+    """Connect all ranks, and part from them when all went well or all met one mistake.
 
     Args:
         platform: prepared for this rank; chooses the backend.
@@ -30,8 +31,14 @@ def process_group(platform: Platform, ranks: RankInfo, *, timeout_seconds: float
         timeout=timedelta(seconds=timeout_seconds),
         **platform.process_group_options(),
     )
-    yield
-    # Not after an error: a group with a collective under way would wait for ranks that are gone,
-    # and the cause would come late or never. A process that dies leaves nothing to tidy up.
+    try:
+        yield
+    except AgreedError:
+        # All ranks have it. gloo's threads that are left when the interpreter ends would abort it
+        # now and then, and the exit code would say so instead.
+        dist.destroy_process_group()
+        raise
+    # Not after another error: a group with a collective under way would wait for ranks that are
+    # gone, and the cause would come late or never. A process that dies leaves nothing to tidy up.
     dist.barrier()
     dist.destroy_process_group()

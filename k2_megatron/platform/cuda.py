@@ -40,6 +40,7 @@ class CudaPlatform(Platform):
         engine.check_version()
         engine.silence_known_warnings()
         engine.mend_output_discarding_checkpoint()
+        engine.mend_loss_that_waits()
         weight_gradient.lend()
 
     @property

@@ -87,6 +87,22 @@ def fix_rope_blocks(num_heads: int) -> None:
         kernel.configs = [type(kernel.configs[0])({"BLOCK_H": block})]
 
 
+def mend_loss_that_waits() -> None:
+    """language_module.py:159: in every backward Transformer Engine's loss copies a 1 to the GPU to
+    compare it with the gradient, and the host waits for all that is queued.
+
+    What it does for CUDA graphs is the same loss without that.
+    """
+    import megatron.core.models.common.language_module.language_module as language_module
+
+    loss: Any = language_module.te_parallel_cross_entropy
+
+    def without_waiting(logits: Any, labels: Any, group: Any, capturable: bool = True) -> Any:
+        return loss(logits, labels, group, True)
+
+    language_module.te_parallel_cross_entropy = without_waiting
+
+
 def mend_output_discarding_checkpoint() -> None:
     """tensor_parallel/random.py:636 and :444, see `k2_megatron.recompute.checkpoint`."""
     from megatron.core import tensor_parallel
