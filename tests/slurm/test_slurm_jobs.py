@@ -110,21 +110,28 @@ def _saved(run: Path) -> dict[str, bytes]:
 
 def test_a_preempted_job_goes_on_and_equals_an_undisturbed_run(launch, slurm, place):
     job = launch("preempted", STEPS)
-    job.wait_for_text("0: step  3/60")
-    slurm.command("scancel", "--signal=USR1", job.id)  # as --signal does before the time limit
-    job.wait_for_state("PENDING")
-    stopped = re.search(r"0: stopped by SIGUSR1 after step (\d+);", job.log())
-    assert stopped, job.log()
-    assert "k2-megatron: stopped with a checkpoint saved; the job is requeued" in job.log()
-    # SLURM holds a requeued job back for two minutes, in which the first start ends altogether.
-    slurm.wait_until_gone(job.id)
-    # Not in the same second: SLURM revokes credentials by whole seconds, the new start's as well.
-    slurm.command("scontrol", "update", f"JobId={job.id}", "StartTime=now+2seconds")
+    stops: list[int] = []
+    # As --signal does before the time limit, and as preemption does before its grace time ends.
+    for name in ("USR1", "TERM"):
+        job.wait_for_text(f"0: step {max([0, *stops]) + 3:2}/60")
+        slurm.command("scancel", f"--signal={name}", job.id)
+        job.wait_for_state("PENDING")
+        stopped = re.search(rf"0: stopped by SIG{name} after step (\d+);", job.log())
+        assert stopped, job.log()
+        stops.append(int(stopped[1]))
+        told = "k2-megatron: stopped with a checkpoint saved; the job is requeued"
+        assert job.log().count(told) == len(stops)
+        # SLURM holds a requeued job for two minutes, in which the start before ends altogether.
+        slurm.wait_until_gone(job.id)
+        # Not in the same second: SLURM revokes credentials by whole seconds, the new start's too.
+        slurm.command("scontrol", "update", f"JobId={job.id}", "StartTime=now+2seconds")
     state = job.wait_for_state("COMPLETED", "FAILED")
     assert state == "COMPLETED", f"{job.log()}\n{slurm.logs()}"
     log = job.log()
-    assert f"k2-megatron: job {job.id}, start 2: 2 nodes, 2 ranks, the first at 127.0.0.1" in log
-    assert re.search(rf"0: resumed after step {stopped[1]}\b", log), log
+    for start, step in enumerate(stops, start=2):
+        told = f"job {job.id}, start {start}: 2 nodes, 2 ranks, the first at 127.0.0.1"
+        assert f"k2-megatron: {told}" in log
+        assert re.search(rf"0: resumed after step {step}\b", log), log
     assert log.endswith("k2-megatron: the run is done\n")
 
     whole = k2(place, "train", "tiny.yaml", "--set=run.name=undisturbed", *JOB, STEPS)
