@@ -34,6 +34,14 @@ class DiskError(CheckpointError):
     """The disk refused a save: full, over quota, or failing. A later save may go well."""
 
 
+class AgreedCheckpointError(AgreedError, CheckpointError):
+    """A CheckpointError of every rank."""
+
+
+class AgreedDiskError(AgreedError, DiskError):
+    """A DiskError of every rank."""
+
+
 class TopologyError(UserError):
     """The number of processes does not fit the parallel layout."""
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from k2_megatron.errors import CheckpointError, DiskError
+from k2_megatron.errors import AgreedCheckpointError, AgreedDiskError, CheckpointError, DiskError
 
 T = TypeVar("T")
 _CAUSES_SHOWN = 8
@@ -68,7 +68,10 @@ class Ranks:
         failures = {rank: text for rank, (_, text, _) in enumerate(outcomes) if text is not None}
         if failures:
             by_disk = all(outcomes[rank][2] for rank in failures)
-            kind = DiskError if by_disk else CheckpointError
+            kinds = (CheckpointError, DiskError)
+            if self.group is None:  # all processes of the run: all of them raise it
+                kinds = (AgreedCheckpointError, AgreedDiskError)
+            kind = kinds[by_disk]
             raise kind(f"{doing}: {_describe(failures, self.world_size)}") from own
         return [result for result, _, _ in outcomes]  # type: ignore[misc]
 

@@ -40,9 +40,9 @@ class OptimizerConfig:
     adam_eps: float = option(1e-8, "Added to AdamW's denominator.", above=0)
     optimizer_offload_fraction: float = option(
         0.0,
-        "Part of the optimizer's state (fp32 masters and moments), by bytes, that each rank keeps "
-        "in pinned host memory; it passes through the GPU in each step and no number changes. 0: "
-        "none, 1: all. Report section 2.4.2 moves some of it where there are few nodes.",
+        "Part of the optimizer's state (fp32 masters and moments), 0 to 1, by bytes, that each "
+        "rank keeps in pinned host memory; it passes through the GPU in each step and no number "
+        "changes. 0: none, 1: all. Report section 2.4.2 moves some of it where nodes are few.",
         minimum=0,
     )
     muon_momentum: float = option(

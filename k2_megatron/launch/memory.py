@@ -9,7 +9,7 @@ from functools import partial
 from k2_megatron.config.config import Config
 from k2_megatron.config.memory import names_host
 from k2_megatron.errors import ConfigError, UserError
-from k2_megatron.planner.hardware import GPUS, Gpu
+from k2_megatron.planner.hardware import GPUS, OUTSIDE_ALLOCATOR_BYTES, Gpu
 from k2_megatron.planner.job import Job, job_of
 from k2_megatron.planner.nearest import nearest_text
 from k2_megatron.planner.offload import something_travels
@@ -77,10 +77,17 @@ def _check_phase(peak: PhasePeak) -> None:
     assert isinstance(peak.job, Job), "a rule has checked the number of nodes"
     refuse_host_memory_in_vain(peak.job)
     plan = finish_plan(peak.job, peak.ranks, place_matrices=False)
-    refuse_excess(plan, plan.peak_bytes, what="the fullest rank", outcome="Nothing was submitted.")
+    refuse_host_state_in_vain(plan)
+    refuse_excess(
+        plan,
+        plan.peak_bytes,
+        what="the fullest rank",
+        outcome="Nothing was submitted.",
+        reserve=OUTSIDE_ALLOCATOR_BYTES,
+    )
 
 
-def refuse_excess(plan: Plan, needed: float, *, what: str, outcome: str) -> None:
+def refuse_excess(plan: Plan, needed: float, *, what: str, outcome: str, reserve: int = 0) -> None:
     """Refuse a plan that needs more than its device has.
 
     Args:
@@ -88,17 +95,21 @@ def refuse_excess(plan: Plan, needed: float, *, what: str, outcome: str) -> None
         needed: bytes.
         what: needs them.
         outcome: what has not happened because of it.
+        reserve: bytes of the device that the plan cannot have.
 
     Raises:
         UserError: it does not fit; the text has the plan's rows.
     """
     device = plan.job.gpu
-    if needed > device.memory_bytes:
+    if needed > device.memory_bytes - reserve:
+        left = f", of which {gib(reserve)} are left to CUDA, NCCL and gaps" if reserve else ""
         raise UserError(
             f"memory: {what} would need {gib(needed)} GiB; {device.name} has "
-            f"{gib(device.memory_bytes)} GiB. {outcome}\n\nDevice memory, GiB by pipeline rank\n\n"
-            f"{memory_table(plan)}\n\nFewer layers or experts, a smaller micro-batch or sequence, "
-            "or more processes need less; `k2-megatron plan CONFIG --set ...` tells how much.\n"
+            f"{gib(device.memory_bytes)} GiB{left}. {outcome}\n\n"
+            "Device memory, GiB by pipeline rank\n\n"
+            f"{memory_table(plan)}\n\n"
+            "Fewer layers or experts, a smaller micro-batch or sequence, or more processes need "
+            "less; `k2-megatron plan CONFIG --set ...` tells how much.\n"
             f"{nearest_text(plan)}"
         )
 
@@ -114,4 +125,18 @@ def refuse_host_memory_in_vain(job: Job) -> None:
             f"memory: given activations in host memory and {job.sizes.num_microbatches} "
             "micro-batches a step; allowed: more of them (schedule.global_batch_size), or the "
             "policies without host memory; backward follows forward so soon that nothing leaves"
+        )
+
+
+def refuse_host_state_in_vain(plan: Plan) -> None:
+    """Refuse a part of the optimizer's state in host memory that is none.
+
+    Raises:
+        ConfigError: no process has so small a part.
+    """
+    fraction = plan.job.config.optimizer.optimizer_offload_fraction
+    if fraction and not any(rank.states.host_bytes for rank in plan.ranks):
+        raise ConfigError(
+            f"optimizer.optimizer_offload_fraction: given {fraction}; allowed: 0, or more: no "
+            "process owns a part of a parameter that is so small a part of its state"
         )

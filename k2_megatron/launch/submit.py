@@ -26,6 +26,7 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpu",
+        type=str.upper,
         choices=sorted(GPUS),
         help="kind of the GPUs, to check that their memory suffices; by default that of "
         "cluster.gpu_type if it is one of these",

@@ -11,6 +11,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.model import ModelConfig
+from k2_megatron.config.phases import phases_of
 from k2_megatron.parallel.layout import PipelineLayout
 from k2_megatron.platform import engine
 from k2_megatron.platform.base import Platform
@@ -31,12 +32,24 @@ def fuses_rope(config: Config, platform: Platform) -> bool:
     kernel each way.
 
     Not under context parallelism: yarn_rotary_pos_embedding.py:189 cuts cosines of its own length
-    for the rank, not those of the sequence. Not in fp32, which is there to be compared.
+    for the rank, not those of the sequence. Not in fp32, which is there to be compared. Not where a
+    part of a head has another size than a power of 2, which Triton's ranges must have
+    (fused_mla_yarn_rope_apply.py:440), or positions fewer elements than 4 (:631); nor where an
+    offset would not fit 32 bits (:437), in this phase or one that goes on in the same processes.
     """
+    model = config.model
+    sizes = (model.qk_head_dim, model.v_head_dim, model.qk_pos_emb_head_dim)
+    heads = model.num_attention_heads // config.parallel.tensor_model_parallel_size
+    widest = model.qk_head_dim + max(model.v_head_dim, model.qk_pos_emb_head_dim)
+    schedules = [config.schedule, *(phase.config.schedule for phase in phases_of(config))]
+    tokens = max(schedule.micro_batch_size * schedule.seq_length for schedule in schedules)
     return (
         platform.uses_transformer_engine
         and config.precision.dtype != "fp32"
         and config.parallel.context_parallel_size == 1
+        and all(size & (size - 1) == 0 for size in sizes)
+        and model.qk_pos_emb_head_dim >= 4
+        and tokens * heads * widest < 2**31
     )
 
 

@@ -39,6 +39,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpu",
+        type=str.upper,
         choices=sorted(GPUS),
         help="their kind; by default that of cluster.gpu_type if it is one of these, else H100",
     )

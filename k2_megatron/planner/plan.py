@@ -20,7 +20,7 @@ from k2_megatron.planner.offload import job_travel_plan, rank_pool, room_share
 from k2_megatron.planner.parameters import count_parameters
 from k2_megatron.planner.schedule import most_in_flight, operations, steady_micro_batches
 from k2_megatron.planner.states import States, rank_states, stage_kind
-from k2_megatron.planner.workspace import optimizer_peak, pass_peak
+from k2_megatron.planner.workspace import masters_to_move, optimizer_peak, pass_peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +181,7 @@ def rank_plan(
     here = _leaving_here(job, pipeline_rank, flying, present)
     passes = pass_peak(job, stages, chunks, held, flying)
     update = optimizer_peak(job, pipeline_rank, states) + states.buffer_bytes
+    update = max(update, masters_to_move(job, states))
     return RankPlan(
         pipeline_rank=pipeline_rank,
         layers=" | ".join(str(stage) for stage in stages),

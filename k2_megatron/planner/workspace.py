@@ -90,17 +90,20 @@ def layer_backward(job: Job, stage: Stage, chunk: ChunkActivations) -> float:
 
 
 def _head_backward(job: Job) -> float:
-    """Gradients of the output layer's input and, before they are added to fp32, of its weights."""
+    """The gradient of the output layer's input, and a stand-in for that of its weights or, where
+    the product does not add to the fp32 sum, that gradient."""
     shape, degrees = job.shape, job.degrees
     rows = job.tokens / degrees.context
     return job.width * shape.hidden_size * (rows + shape.vocab_size / degrees.tensor)
 
 
 def _embedding_backward(job: Job) -> float:
-    """The gradient of the whole word embedding, and of its output."""
+    """The gradient of the embedding's output, in fp32 too, and a stand-in for that of the table."""
     shape, degrees = job.shape, job.degrees
     rows = job.tokens / degrees.context
-    return job.width * shape.hidden_size * (rows + shape.vocab_size / degrees.tensor)
+    return shape.hidden_size * (
+        rows * (job.width + 4) + job.width * shape.vocab_size / degrees.tensor
+    )
 
 
 def optimizer_peak(job: Job, pipeline_rank: int, states: States) -> float:
@@ -126,6 +129,18 @@ def optimizer_peak(job: Job, pipeline_rank: int, states: States) -> float:
         # What is sent and what arrives, in both directions; at most what this rank holds.
         largest += 4 * wire * min(states.owned.muon, BATCH_ELEMENTS)
     return largest + LIBRARY_BYTES
+
+
+def masters_to_move(job: Job, states: States) -> float:
+    """Transients of the moment in which AdamW's state goes to the host, in bytes.
+
+    megatron-core makes all fp32 copies of 16-bit weights on the device; those of MuonClip move
+    shard by shard while they are made.
+    """
+    if job.config.optimizer.type != "adamw" or job.width != 2 or not states.host_bytes:
+        return 0.0
+    masters = 4 * (states.owned.muon + states.owned.adamw)
+    return float(masters - states.device_bytes + LIBRARY_BYTES)
 
 
 def _matrices_by_shape(job: Job, pipeline_rank: int) -> dict[tuple[int, int], int]:

@@ -11,8 +11,12 @@ from pathlib import Path
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.memory import names_host
-from k2_megatron.errors import ConfigError, UserError
-from k2_megatron.launch.memory import refuse_excess, refuse_host_memory_in_vain
+from k2_megatron.errors import UserError
+from k2_megatron.launch.memory import (
+    refuse_excess,
+    refuse_host_memory_in_vain,
+    refuse_host_state_in_vain,
+)
 from k2_megatron.planner.hardware import GPUS
 from k2_megatron.planner.job import job_of
 from k2_megatron.planner.place import within_memory
@@ -84,20 +88,24 @@ def _check_host(plan: Plan, *, on_gpu: bool) -> None:
             "memory.host_budget limits them, and a preset without host memory needs none"
         )
     if fraction:
-        if not any(rank.states.host_bytes for rank in plan.ranks):
-            raise ConfigError(
-                f"optimizer.optimizer_offload_fraction: given {fraction}; allowed: 0, or more: no "
-                "process owns a part of a parameter that is so small a part of its state"
-            )
+        refuse_host_state_in_vain(plan)
         what.append("the optimizer's state in host memory")
         remedies.append("a smaller optimizer.optimizer_offload_fraction needs less")
     room = _available_bytes()
-    needed = _share_here(plan) * sum(rank.host_bytes for rank in plan.ranks)
+    each = [rank.host_bytes for rank in plan.ranks]
+    if what and config.checkpoint.async_save:
+        each = [
+            size + rank.states.optimizer_bytes for size, rank in zip(each, plan.ranks, strict=True)
+        ]
+        what.append("the copy that a save in the background makes")
+        remedies.append("checkpoint.async_save: false needs none")
+    needed = _share_here(plan) * sum(each)
     needed *= plan.job.degrees.stage
     if what and room is not None and needed > room:
         kind = "page-locked memory" if on_gpu else "memory"
+        single = len(what) == 1 and bool(fraction)
         raise UserError(
-            f"memory: {' and '.join(what)} need{'s' * (what[0].endswith('memory'))} "
+            f"memory: {' and '.join(what)} need{'s' * single} "
             f"{gib(needed)} GiB of {kind}; {gib(room)} GiB are available. Nothing was started. "
             f"{'; '.join(remedies)}"
         )

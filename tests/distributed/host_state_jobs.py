@@ -14,7 +14,7 @@ from megatron.core.optimizer import distrib_optimizer
 
 from k2_megatron.train.offload import offload_metrics
 from tests.distributed.jobs import build, parameters, steps
-from tests.offload.delayed_state_streams import DelayedStateStreams
+from tests.offload.delayed_state_streams import delayed_state_streams
 
 
 class GroupCountingAdam(torch.optim.Optimizer):
@@ -77,7 +77,7 @@ def train(
         _count_in_groups()
     sizes.STATE_BUFFER_BYTES = buffer_bytes
     state.NUM_STATE_BUFFERS = num_buffers
-    state_streams.state_streams = lambda _: DelayedStateStreams(dist.get_rank())
+    state_streams.state_streams = lambda device: delayed_state_streams(device, dist.get_rank())
     session = build(config_path, overrides)
     outcomes = steps(session, 1, 1)
     norm = getattr(session.model.modules[-1].decoder, "final_layernorm", None)

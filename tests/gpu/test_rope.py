@@ -4,11 +4,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from k2_megatron.config.loader import load_config
+from k2_megatron.model.transformer import fuses_rope
+from k2_megatron.platform.cuda import CudaPlatform
 from k2_megatron.platform.engine import fix_rope_blocks
 
+MEDIUM = Path(__file__).with_name("medium.yaml")
 SEQ, BATCH, NOPE, ROPE, VALUE = 96, 2, 128, 64, 128
 # K2's heads on 1 and 8 ranks, and numbers of heads that are no power of 2.
 HEADS = (64, 8, 6, 3)
@@ -33,6 +39,27 @@ def angles() -> tuple[torch.Tensor, torch.Tensor]:
 def drawn(*shape: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).bfloat16().cuda()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fused"),
+    [
+        ([], True),
+        (["model.qk_head_dim=192", "model.v_head_dim=256"], False),
+        (["model.v_head_dim=96"], False),
+        (["model.qk_pos_emb_head_dim=48"], False),
+        (["model.qk_pos_emb_head_dim=2"], False),
+        (["precision.dtype=fp32"], False),
+        (["parallel.context_parallel_size=2"], False),
+        (["model.num_attention_heads=64", "schedule.seq_length=131072"], False),
+        (["model.num_attention_heads=64", "schedule.seq_length=131071"], True),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_only_sizes_that_the_kernels_can_take_are_fused(overrides: list[str], fused: bool) -> None:
+    """Triton refused ranges that are no power of 2 at the first forward."""
+    config = load_config(str(MEDIUM), overrides)
+    assert fuses_rope(config, CudaPlatform()) is fused
 
 
 @pytest.mark.gpu

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from k2_megatron.offload.state_streams import CudaStateStreams
 from k2_megatron.offload.streams import bytes_of
 from torch import Tensor
 
@@ -65,3 +68,30 @@ class DelayedStateStreams(DelayedStreams):
 def _copy(pairs: Pairs) -> None:
     for target, source in pairs:
         target.copy_(source)
+
+
+class DelayedCudaStateStreams(CudaStateStreams):
+    """A GPU's streams whose copies come up to a millisecond late."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+
+    def bring(self, pairs: Pairs, after: Any) -> Any:
+        self._delay(self._in)
+        return super().bring(pairs, after)
+
+    def take(self, pairs: Pairs) -> Any:
+        self._delay(self._out)
+        return super().take(pairs)
+
+    def _delay(self, stream: Any) -> None:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(self._random.randrange(1_500_000))
+
+
+def delayed_state_streams(
+    device: torch.device, seed: int
+) -> DelayedStateStreams | DelayedCudaStateStreams:
+    """Late streams of a device."""
+    return DelayedCudaStateStreams(seed) if device.type == "cuda" else DelayedStateStreams(seed)

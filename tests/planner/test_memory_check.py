@@ -34,20 +34,26 @@ def test_a_difference_above_a_tenth_is_a_warning() -> None:
 
 
 def test_host_that_lacks_the_memory_is_told_before_anything_starts() -> None:
-    """All 256 ranks of a K2 on this one machine."""
-    config = k2_cluster()
-    config = replace(config, memory=MemoryConfig(preset="k2-full"))
-    with pytest.raises(UserError, match="activations that leave the devices of this machine") as e:
-        check_memory(config, CpuPlatform(), 256)
-    needed = sum(r.host_bytes for r in make_plan(job_of(config, 256)).ranks) * 16
-    assert f"need {needed / GIB:.1f} GiB of memory; " in str(e.value)
-    assert "memory.host_budget limits them" in str(e.value)
+    """All 256 ranks of a K2 on this one machine, without and with saves in the background."""
+    for saves, too in ((False, ""), (True, " and the copy that a save in the background makes")):
+        config = replace(k2_cluster(), memory=MemoryConfig(preset="k2-full"))
+        config = replace(config, checkpoint=replace(config.checkpoint, async_save=saves))
+        with pytest.raises(UserError) as error:
+            check_memory(config, CpuPlatform(), 256)
+        text = str(error.value)
+        assert f"activations that leave the devices of this machine{too} need " in text
+        ranks = make_plan(job_of(config, 256)).ranks
+        needed = 16 * sum(one.host_bytes + saves * one.states.optimizer_bytes for one in ranks)
+        assert f"need {needed / GIB:.1f} GiB of memory; " in text
+        assert "memory.host_budget limits them" in text
+        assert ("checkpoint.async_save: false needs none" in text) is saves
 
 
 def test_host_that_lacks_the_memory_for_optimizer_state_is_told() -> None:
     """The same with all optimizer state there, 254 GiB a node of 8."""
     config = k2_cluster()
     config = replace(config, optimizer=replace(config.optimizer, optimizer_offload_fraction=1.0))
+    config = replace(config, checkpoint=replace(config.checkpoint, async_save=False))
     plan = make_plan(job_of(config, 256))
     assert plan.host_bytes_per_node / GIB == pytest.approx(254.2, abs=0.1)
     assert all(rank.optimizer_bytes == 0 for rank in plan.ranks)
@@ -85,6 +91,17 @@ def test_fraction_divides_state_and_adds_buffers() -> None:
         assert other.host_bytes == pytest.approx(one.optimizer_bytes / 2, rel=0.02)
         assert other.optimizer_bytes == pytest.approx(one.optimizer_bytes / 2, rel=0.02)
         assert other.states.buffer_bytes == 24 * 64 * 2**20
+
+
+def test_adamws_masters_are_on_the_device_before_they_move() -> None:
+    """Weights, gradients and four bytes an element, whatever moves then."""
+    whole = k2_slice()
+    whole = replace(whole, optimizer=replace(whole.optimizer, type="adamw"))
+    moved = replace(whole, optimizer=replace(whole.optimizer, optimizer_offload_fraction=1.0))
+    (rank,) = make_plan(job_of(moved, 1)).ranks
+    states = rank.states
+    built = states.parameter_bytes + states.gradient_bytes + 4 * states.parameters
+    assert rank.optimizer_bytes == 0 and rank.total_bytes >= built
 
 
 def test_too_few_micro_batches_for_anything_to_leave_are_told() -> None:

@@ -31,7 +31,8 @@ def test_a_plan_that_does_not_fit_is_refused_with_its_rows(tmp_path):
     assert_refused(
         by_option,
         "memory: the fullest rank would need ",
-        " GiB; H100 has 79.1 GiB. Nothing was submitted.",
+        " GiB; H100 has 79.1 GiB, of which 3.00 are left to CUDA, NCCL and gaps. Nothing was "
+        "submitted.",
         "Device memory, GiB by pipeline rank",
     )
     assert re.search(r"\n0 +E 0-59 L +5\.029B .* -\d", by_option.err), by_option.err
@@ -44,6 +45,17 @@ def test_a_phase_that_does_not_fit_is_named(tmp_path):
     config = str(CONFIGS / "kimi-k2-1t.yaml")
     done = k2(tmp_path, "launch", config, "--set=memory.preset=k2", "--gpu=H100")
     assert_refused(done, "phase warmup: memory: the fullest rank would need ")
+
+
+def test_what_plan_says_does_not_fit_is_not_submitted(tmp_path):
+    """The same limit: of 79.1 GiB `plan` leaves 3 to CUDA, NCCL and gaps."""
+    mini = str(CONFIGS / "k2-mini-8xh100.yaml")
+    for layers in (39, 40):
+        changes = ("--set=schedule.micro_batch_size=2", f"--set=model.num_layers={layers}")
+        plan = k2(tmp_path, "plan", mini, "--gpus=8", "--gpu=h100", *changes)
+        launch = k2(tmp_path, "launch", mini, "--dry-run", "--gpu=h100", *changes)
+        assert plan.code == 0, plan
+        assert ("DOES NOT FIT" in plan.out) is (launch.code == 2) is (layers == 40), (plan, launch)
 
 
 @pytest.mark.parametrize(("given", "told"), [((), "not given"), (("a100",), "a100")])
