@@ -36,8 +36,12 @@ class _Lookup(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         table, rows = ctx.table, gradients[0].flatten(0, -2)
         total: Tensor = table.main_grad
-        # Sorted by row, not by atomic additions: a run repeats its bits.
-        total.index_put_((ids.flatten(),), rows.to(total.dtype), accumulate=True)
+        ids, rows = ids.flatten(), rows.to(total.dtype)
+        # On the other device either adds in whatever order; a run has to repeat its bits.
+        if total.is_cuda:
+            total.index_put_((ids,), rows, accumulate=True)
+        else:
+            total.index_add_(0, ids, rows)
         table.grad_added_to_main_grad = True
         # DistributedDataParallel counts gradients that come. What is in this one it adds only where
         # the engine says so, of tables that MTP shares (distributed_data_parallel.py:438).

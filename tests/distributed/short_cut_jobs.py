@@ -51,22 +51,32 @@ def sorts(config_path: str, overrides: list[str]) -> dict[str, Any]:
     return found
 
 
-def repeated_tokens() -> dict[str, torch.Tensor]:
-    """Gradients of a table whose rows are asked for many times, in bf16, summed in fp32."""
+def repeated_tokens() -> dict[str, Any]:
+    """Gradients of a table whose rows are asked for many times, in bf16, summed in fp32; and
+    whether 20 repetitions on several threads have the same bits."""
     from k2_megatron.model.vocabulary import _Lookup
 
+    torch.set_num_threads(4)
     generator = torch.Generator().manual_seed(1)
-    table = torch.nn.Parameter(torch.randn(7, 16, generator=generator).bfloat16())
-    table.main_grad = torch.zeros(7, 16)
-    ids = torch.randint(5, (2, 300), generator=generator)
-    dy = torch.randn(2, 300, 16, generator=generator).bfloat16()
-    for _ in range(2):
-        _Lookup.apply(table, ids).backward(dy)
-    exact = torch.zeros(7, 16, dtype=torch.float64)
+    table = torch.nn.Parameter(torch.randn(64, 128, generator=generator).bfloat16())
+    ids = torch.randint(60, (2, 2048), generator=generator)
+    dy = torch.randn(2, 2048, 128, generator=generator).bfloat16()
+    sums = []
+    for _ in range(20):
+        table.main_grad = torch.zeros(64, 128)
+        for _ in range(2):
+            _Lookup.apply(table, ids).backward(dy)
+        sums.append(table.main_grad)
+    exact = torch.zeros(64, 128, dtype=torch.float64)
     exact.index_add_(0, ids.flatten(), dy.flatten(0, 1).double(), alpha=2)
     plain = table.detach().clone().requires_grad_()
     F.embedding(ids, plain).backward(dy)
-    return {"found": table.main_grad, "exact": exact, "plain": 2 * plain.grad.float()}
+    return {
+        "found": sums[0],
+        "exact": exact,
+        "plain": 2 * plain.grad.float(),
+        "repeats": all(torch.equal(one, sums[0]) for one in sums),
+    }
 
 
 def _forget() -> None:
