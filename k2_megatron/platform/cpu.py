@@ -17,6 +17,7 @@ from k2_megatron.errors import ConfigError
 from k2_megatron.platform import engine
 from k2_megatron.platform.base import Platform
 from k2_megatron.platform.cpu_torch import add_unequal_collectives, redirect_cuda_names
+from k2_megatron.platform.host_memory import limit_bytes
 
 
 class CpuPlatform(Platform):
@@ -114,8 +115,8 @@ class CpuPlatform(Platform):
         return float(end - begin)
 
     def memory_bytes(self) -> int:
-        """Physical memory of the host, which all its ranks share."""
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        """Of the host, or of the container, which all ranks in it share."""
+        return limit_bytes()
 
     def memory_name(self) -> str:
         """The host's."""

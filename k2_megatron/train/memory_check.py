@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.memory import names_host
@@ -23,6 +22,7 @@ from k2_megatron.planner.place import within_memory
 from k2_megatron.planner.plan import Plan, make_plan
 from k2_megatron.planner.text import gib
 from k2_megatron.platform.base import Platform
+from k2_megatron.platform.host_memory import available_bytes
 
 MEASURED_AFTER_STEPS = 2
 _WARN_BEYOND = 0.1
@@ -91,7 +91,7 @@ def _check_host(plan: Plan, *, on_gpu: bool) -> None:
         refuse_host_state_in_vain(plan)
         what.append("the optimizer's state in host memory")
         remedies.append("a smaller optimizer.optimizer_offload_fraction needs less")
-    room = _available_bytes()
+    room = available_bytes()
     each = [rank.host_bytes for rank in plan.ranks]
     if what and config.checkpoint.async_save:
         each = [
@@ -109,16 +109,6 @@ def _check_host(plan: Plan, *, on_gpu: bool) -> None:
             f"{gib(needed)} GiB of {kind}; {gib(room)} GiB are available. Nothing was started. "
             f"{'; '.join(remedies)}"
         )
-
-
-def _available_bytes() -> float | None:
-    """What this machine could still give, in bytes; None where it does not tell."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
-    return 1024.0 * int(found[1]) if found else None
 
 
 def _on_this_host(plan: Plan) -> float:
