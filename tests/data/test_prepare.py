@@ -25,9 +25,11 @@ from k2_megatron.errors import DataError
 from tests.data.dying_tokenizer import DyingTokenizer
 
 BYTE = build_tokenizer("byte")
+# Interrupted, though a shell may have started the tests in the background, where SIGINT is ignored.
 SLOW_RUN = """
 from k2_megatron.data.cli import add_data_parser, run_data
-import argparse
+import argparse, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 parser = argparse.ArgumentParser()
 add_data_parser(parser.add_subparsers())
 raise SystemExit(run_data(parser.parse_args()))
