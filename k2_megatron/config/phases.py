@@ -57,6 +57,11 @@ class Phase:
         return self.last_step - self.first_step + 1
 
     @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.config.schedule.micro_batch_size * self.config.schedule.seq_length
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of one of its steps."""
         return self.config.schedule.global_batch_size * self.config.schedule.seq_length
@@ -150,6 +155,11 @@ def last_step_here(phases: Sequence[Phase], step: int) -> int:
 def first_step_here(phases: Sequence[Phase], step: int) -> int:
     """The first step that processes made for `step` can train: those before it need others."""
     return _group_at(phases, step)[0].first_step
+
+
+def most_tokens_here(phases: Sequence[Phase], step: int) -> int:
+    """The most tokens of a micro-batch that processes made for `step` train."""
+    return max(phase.micro_batch_tokens for phase in _group_at(phases, step))
 
 
 def _group_at(phases: Sequence[Phase], step: int) -> list[Phase]:

@@ -31,6 +31,7 @@ from k2_megatron.parallel.canonical import canonical_shapes
 from k2_megatron.parallel.geometry import ParameterGeometry, RankPlace, chunk_geometry
 from k2_megatron.parallel.layout import PipelineLayout, Stage
 from k2_megatron.parallel.topology import Topology
+from k2_megatron.platform import engine
 from k2_megatron.platform.base import Platform
 
 
@@ -90,11 +91,24 @@ def rank_place(topology: Topology) -> RankPlace:
     )
 
 
-def build_model(config: Config, topology: Topology, platform: Platform) -> Model:
-    """Build, initialise and wrap this rank's chunks. Collective over all ranks."""
+def build_model(
+    config: Config, topology: Topology, platform: Platform, *, most_tokens: int
+) -> Model:
+    """Build, initialise and wrap this rank's chunks. Collective over all ranks.
+
+    Args:
+        config: of the phase.
+        topology: where this rank stands.
+        platform: prepared for this rank.
+        most_tokens: of a micro-batch, in this phase or one that goes on in the same processes.
+    """
     shape, layout = model_shape(config.model), pipeline_layout(config)
     shapes = canonical_shapes(shape)
-    transformer = transformer_config(config, layout, platform)
+    transformer = transformer_config(config, layout, platform, most_tokens)
+    if transformer.apply_rope_fusion:
+        engine.fix_rope_blocks(
+            transformer.num_attention_heads // transformer.tensor_model_parallel_size
+        )
     stages = layout.chunks(topology.pp.rank)
     policies = layer_policies(config)
     offload = OffloadEngine(streams_of(platform.device)) if on_host(policies) else None

@@ -11,9 +11,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.model import ModelConfig
-from k2_megatron.config.phases import phases_of
 from k2_megatron.parallel.layout import PipelineLayout
-from k2_megatron.platform import engine
 from k2_megatron.platform.base import Platform
 
 
@@ -27,7 +25,7 @@ def records_max_logits(config: Config) -> bool:
     return config.optimizer.type == "muonclip" and config.optimizer.qk_clip != "none"
 
 
-def fuses_rope(config: Config, platform: Platform) -> bool:
+def fuses_rope(config: Config, platform: Platform, most_tokens: int) -> bool:
     """Whether rotary positions, and the copies that put queries, keys and values together, are one
     kernel each way.
 
@@ -35,32 +33,42 @@ def fuses_rope(config: Config, platform: Platform) -> bool:
     for the rank, not those of the sequence. Not in fp32, which is there to be compared. Not where a
     part of a head has another size than a power of 2, which Triton's ranges must have
     (fused_mla_yarn_rope_apply.py:440), or positions fewer elements than 4 (:631); nor where an
-    offset would not fit 32 bits (:437), in this phase or one that goes on in the same processes.
+    offset would not fit 32 bits (:437).
+
+    Args:
+        config: of the phase.
+        platform: prepared for this rank.
+        most_tokens: of a micro-batch, in this phase or one that goes on in the same processes.
     """
     model = config.model
     sizes = (model.qk_head_dim, model.v_head_dim, model.qk_pos_emb_head_dim)
     heads = model.num_attention_heads // config.parallel.tensor_model_parallel_size
     widest = model.qk_head_dim + max(model.v_head_dim, model.qk_pos_emb_head_dim)
-    schedules = [config.schedule, *(phase.config.schedule for phase in phases_of(config))]
-    tokens = max(schedule.micro_batch_size * schedule.seq_length for schedule in schedules)
     return (
         platform.uses_transformer_engine
         and config.precision.dtype != "fp32"
         and config.parallel.context_parallel_size == 1
         and all(size & (size - 1) == 0 for size in sizes)
         and model.qk_pos_emb_head_dim >= 4
-        and tokens * heads * widest < 2**31
+        and most_tokens * heads * widest < 2**31
     )
 
 
 def transformer_config(
-    config: Config, layout: PipelineLayout, platform: Platform
+    config: Config, layout: PipelineLayout, platform: Platform, most_tokens: int
 ) -> MLATransformerConfig:
-    """Everything megatron-core's modules and schedules want to know about this run."""
+    """Everything megatron-core's modules and schedules want to know about this run.
+
+    Args:
+        config: of the phase.
+        layout: of its pipeline.
+        platform: prepared for this rank.
+        most_tokens: see `fuses_rope`.
+    """
     dtype = parameter_dtype(config)
     return MLATransformerConfig(
         **_model_fields(config.model),
-        **_rope_fields(config, platform),
+        **_rope_fields(config.model, fused=fuses_rope(config, platform, most_tokens)),
         **_moe_fields(config.model),
         **_parallel_fields(config, layout),
         moe_token_dispatcher_type=config.parallel.moe_token_dispatcher_type,
@@ -100,12 +108,7 @@ def _model_fields(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _rope_fields(config: Config, platform: Platform) -> dict[str, Any]:
-    model, fused = config.model, fuses_rope(config, platform)
-    if fused:
-        engine.fix_rope_blocks(
-            model.num_attention_heads // config.parallel.tensor_model_parallel_size
-        )
+def _rope_fields(model: ModelConfig, *, fused: bool) -> dict[str, Any]:
     yarn = model.rope_type == "yarn"
     return {
         # The fused kernels take cosines that only YaRN's class keeps; stretched by a factor of 1

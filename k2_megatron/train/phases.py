@@ -52,7 +52,9 @@ def check_phases(config: Config, platform: Platform, world_size: int) -> Checked
     for here in groups_of(phases_of(config)):
         for phase in here:
             platform.check(phase.config)
-        check = _check_memory(max(here, key=_micro_batch_tokens), platform, world_size)
+        check = _check_memory(
+            max(here, key=lambda phase: phase.micro_batch_tokens), platform, world_size
+        )
         parallel = check.plan.job.config.parallel
         found += [replace(one, config=replace(one.config, parallel=parallel)) for one in here]
         checks += [check] * len(here)
@@ -97,10 +99,6 @@ def _check_memory(phase: Phase, platform: Platform, world_size: int) -> MemoryCh
         if not phase.name:
             raise
         raise UserError(f"phase {phase.name}: {error}") from error
-
-
-def _micro_batch_tokens(phase: Phase) -> int:
-    return phase.config.schedule.micro_batch_size * phase.config.schedule.seq_length
 
 
 def _next_step(folder: RunFolder) -> int:

@@ -18,6 +18,7 @@ from k2_megatron.config.phases import (
     Phase,
     first_step_here,
     last_step_here,
+    most_tokens_here,
     phase_at,
     phases_of,
 )
@@ -124,7 +125,8 @@ def build_session(
         seed=here.run.seed,
         timeout_seconds=here.run.distributed_timeout_seconds,
     )
-    model = build_model(here, topology, platform)
+    most_tokens = most_tokens_here(phases, phase.first_step)
+    model = build_model(here, topology, platform, most_tokens=most_tokens)
     optimizer = build_optimizer(here, model, topology, platform.device)
     router_bias = RouterBias(
         _routed_layers(model, topology), topology, rate=here.model.moe_router_bias_update_rate

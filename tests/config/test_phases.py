@@ -16,6 +16,7 @@ from k2_megatron.config.phases import (
     check_world_size,
     first_step_here,
     last_step_here,
+    most_tokens_here,
     phase_at,
     phases_of,
     run_world_sizes,
@@ -78,6 +79,15 @@ def test_where_a_step_belongs_and_how_far_processes_go(tmp_path):
     assert [first_step_here(table, step) for step in (1, 5, 26, 35, 36, 40)] == [
         1, 1, 1, 1, 36, 40,
     ]  # fmt: skip
+
+
+def test_processes_are_made_for_the_longest_of_their_micro_batches(tmp_path):
+    """`main` is longer than `warmup`, which the same processes train first."""
+    changed = PHASED.replace("lr_style: cosine,", "lr_style: cosine, seq_length: 256,")
+    table = phases_of(load(tmp_path, text=changed.replace("23_040", "29_184")))
+    assert [phase.micro_batch_tokens for phase in table[:2]] == [64, 256]
+    assert most_tokens_here(table, 1) == most_tokens_here(table, 6) == 256
+    assert most_tokens_here(table, table[3].first_step) == 128
 
 
 def test_what_needs_new_processes(tmp_path):

@@ -42,24 +42,26 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "fused"),
+    ("overrides", "tokens", "fused"),
     [
-        ([], True),
-        (["model.qk_head_dim=192", "model.v_head_dim=256"], False),
-        (["model.v_head_dim=96"], False),
-        (["model.qk_pos_emb_head_dim=48"], False),
-        (["model.qk_pos_emb_head_dim=2"], False),
-        (["precision.dtype=fp32"], False),
-        (["parallel.context_parallel_size=2"], False),
-        (["model.num_attention_heads=64", "schedule.seq_length=131072"], False),
-        (["model.num_attention_heads=64", "schedule.seq_length=131071"], True),
+        ([], 256, True),
+        (["model.qk_head_dim=192", "model.v_head_dim=256"], 256, False),
+        (["model.v_head_dim=96"], 256, False),
+        (["model.qk_pos_emb_head_dim=48"], 256, False),
+        (["model.qk_pos_emb_head_dim=2"], 256, False),
+        (["precision.dtype=fp32"], 256, False),
+        (["parallel.context_parallel_size=2"], 256, False),
+        (["model.num_attention_heads=64"], 131072, False),
+        (["model.num_attention_heads=64"], 131071, True),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_only_sizes_that_the_kernels_can_take_are_fused(overrides: list[str], fused: bool) -> None:
+def test_only_sizes_that_the_kernels_can_take_are_fused(
+    overrides: list[str], tokens: int, fused: bool
+) -> None:
     """Triton refused ranges that are no power of 2 at the first forward."""
     config = load_config(str(MEDIUM), overrides)
-    assert fuses_rope(config, CudaPlatform()) is fused
+    assert fuses_rope(config, CudaPlatform(), tokens) is fused
 
 
 @pytest.mark.gpu

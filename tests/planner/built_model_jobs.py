@@ -62,7 +62,7 @@ def _config(source: str) -> Config:
 
 def _build(config: Config) -> Any:
     platform = current_platform()
-    transformer = transformer_config(config, pipeline_layout(config), platform)
+    transformer = transformer_config(config, pipeline_layout(config), platform, 4096)
     transformer.use_cpu_initialization = True  # the one way in which no device is named
     with torch.device("meta"):
         return GPTModel(
