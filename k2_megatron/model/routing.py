@@ -13,8 +13,8 @@ def skip_needless_sort(module: torch.nn.Module) -> None:
 
     The permutation before the exchange has sorted the tokens by expert. With one rank in the
     experts' group that is the order wanted, yet token_dispatcher.py:707 and :753 copy all of them
-    once more, each way in forward and in backward, unless a rank has one expert: 3.5 % of a step of
-    K2's layers on one H100.
+    once more, each way in forward and in backward, unless a rank has one expert: 10.3 of 456 ms of
+    a profiled step of two K2 layers on one H100.
 
     Args:
         module: its MoE layers' dispatchers are changed.
