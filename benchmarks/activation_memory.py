@@ -34,10 +34,13 @@ SLICE = ROOT / "examples" / "configs" / "k2-slice-h100.yaml"
 SMALL = ROOT / "tests" / "distributed" / "small.yaml"
 OURS = ("none", "k2", "k2-lean")
 NORMS_AND_UP = "layernorm,mla_up_proj"
-SIDES = {
+CORE = {
     "megatron-core": ["plain_core.py"],
     "megatron-core moe_act": ["plain_core.py", "--recompute", f"{NORMS_AND_UP},moe_act"],
     "megatron-core moe": ["plain_core.py", "--recompute", f"{NORMS_AND_UP},moe"],
+}
+SIDES = {
+    **CORE,
     **{preset: ["ours.py", "--set", f"memory.preset={preset}"] for preset in OURS},
 }
 

@@ -50,6 +50,13 @@ def in_turn(sides: list[Callable[[], object]], rounds: int, device: torch.device
     return [statistics.median(seconds[index :: len(sides)]) for index in range(len(sides))]
 
 
+def product_flops(device: torch.device) -> float:
+    """FLOP/s of a large bf16 product, 8192 x 8192 by 8192 x 8192, of the machine's own library."""
+    x = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    y = torch.randn_like(x)
+    return 2 * 8192**3 / in_turn([lambda: x @ y], 10, device)[0]
+
+
 def clock(side: Callable[[], object]) -> float:
     began = time.perf_counter()
     side()

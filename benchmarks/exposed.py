@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 Interval = tuple[float, float]
+Kernel = tuple[str, float, float]
 
 
 def is_communication(name: str) -> bool:
@@ -31,7 +32,7 @@ def length(intervals: Sequence[Interval]) -> float:
     return sum(end - begin for begin, end in intervals)
 
 
-def communication(kernels: Iterable[tuple[str, float, float]]) -> dict[str, float]:
+def communication(kernels: Iterable[Kernel]) -> dict[str, float]:
     """Times of communication, in the unit of the kernels.
 
     Args:
@@ -52,26 +53,36 @@ def communication(kernels: Iterable[tuple[str, float, float]]) -> dict[str, floa
     }
 
 
-def profiled(step: Callable[[], object], trace: Path | None = None) -> dict[str, float]:
-    """Milliseconds of `communication` of a step of this rank; the second of two is looked at.
+def kernels_of(
+    step: Callable[[], object], *, warmup: int = 1, trace: Path | None = None
+) -> list[Kernel]:
+    """Name, begin and end in microseconds of each kernel of a step of this rank.
+
+    The host's side is not traced: doing so makes the host the slower one.
 
     Args:
+        warmup: steps that are profiled before it and not looked at.
         trace: where a trace for chrome://tracing or ui.perfetto.dev is written.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile, schedule
 
-    rounds = schedule(wait=0, warmup=1, active=1)
+    rounds = schedule(wait=0, warmup=warmup, active=1)
     with profile(activities=[ProfilerActivity.CUDA], schedule=rounds, acc_events=True) as found:
-        for _ in range(2):
+        for _ in range(warmup + 1):
             step()
             torch.cuda.synchronize()
             found.step()
-    kernels = [
+    if trace is not None:
+        found.export_chrome_trace(str(trace))
+    return [
         (event.name, event.time_range.start, event.time_range.end)
         for event in found.events()
         if str(event.device_type).endswith("CUDA") and "#" not in event.name
     ]
-    if trace is not None:
-        found.export_chrome_trace(str(trace))
-    return {f"{name}_ms": us / 1e3 for name, us in communication(kernels).items()}
+
+
+def profiled(step: Callable[[], object], trace: Path | None = None) -> dict[str, float]:
+    """Milliseconds of `communication` of a step of this rank; the second of two is looked at."""
+    found = communication(kernels_of(step, trace=trace))
+    return {f"{name}_ms": us / 1e3 for name, us in found.items()}

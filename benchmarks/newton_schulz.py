@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 # Runs as a script: its folder is on the path.
-from calls import in_turn, print_machine
+from calls import in_turn, print_machine, product_flops
 from k2_megatron.kernels.newton_schulz.dispatch import orthogonalise
 from k2_megatron.kernels.newton_schulz.reference import K2_COEFFICIENTS, newton_schulz_plain
 
@@ -90,10 +90,7 @@ def find_peer() -> Orthogonaliser | None:
 
 def print_peak(device: torch.device) -> None:
     """What a large product of the machine's own library reaches."""
-    x = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    y = torch.randn_like(x)
-    seconds = in_turn([lambda: x @ y], 10, device)[0]
-    print(f"bf16 product of two 8192 x 8192: {2 * 8192**3 / seconds / 1e12:.0f} TFLOP/s")
+    print(f"bf16 product of two 8192 x 8192: {product_flops(device) / 1e12:.0f} TFLOP/s")
 
 
 def row(

@@ -11,6 +11,7 @@ Counts host synchronisations too, with their place in the source, by PyTorch's s
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,8 @@ import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from exposed import joined, kernels_of, length
 
 # A kernel belongs to the first group whose pattern its name has.
 GROUPS = {
@@ -42,7 +45,6 @@ def run(folder: Path, micro_batches: int, overrides: list[str]) -> None:
     import ours
     import torch
     from measure import SEQ_LENGTH, VOCAB_SIZE
-    from torch.profiler import ProfilerActivity, profile, schedule
 
     arguments = argparse.Namespace(
         layers=2, tp=1, pp=1, vpp=1, ep=1, micro_batches=micro_batches, overrides=overrides
@@ -63,18 +65,9 @@ def run(folder: Path, micro_batches: int, overrides: list[str]) -> None:
     for step in range(1, 4):
         train_step(session, batches, step)
     torch.cuda.synchronize()
-    # The host's side is not traced: doing so makes the host the slower one.
-    rounds = schedule(wait=0, warmup=2, active=1)
-    with profile(activities=[ProfilerActivity.CUDA], schedule=rounds, acc_events=True) as trace:
-        for step in range(4, 7):
-            train_step(session, batches, step)
-            torch.cuda.synchronize()
-            trace.step()
-    kernels = [
-        {"name": event.name, "begin": event.time_range.start, "end": event.time_range.end}
-        for event in trace.events()
-        if str(event.device_type).endswith("CUDA") and "#" not in event.name
-    ]
+    numbers = itertools.count(4)
+    found = kernels_of(lambda: train_step(session, batches, next(numbers)), warmup=2)
+    kernels = [{"name": name, "begin": begin, "end": end} for name, begin, end in found]
     syncs = count_syncs(lambda: train_step(session, batches, 7))
     folder.mkdir(parents=True, exist_ok=True)
     result = {
@@ -147,12 +140,8 @@ def summary(result: dict[str, Any]) -> str:
 
 def idle(kernels: list[dict[str, Any]]) -> float:
     """Milliseconds between the first and the last kernel in which none ran."""
-    gap, end = 0.0, None
-    for kernel in sorted(kernels, key=lambda kernel: kernel["begin"]):
-        if end is not None and kernel["begin"] > end:
-            gap += kernel["begin"] - end
-        end = kernel["end"] if end is None else max(end, kernel["end"])
-    return gap / 1e3
+    busy = joined((kernel["begin"], kernel["end"]) for kernel in kernels)
+    return (busy[-1][1] - busy[0][0] - length(busy)) / 1e3
 
 
 def draw(folder: Path) -> None:

@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pictures import save_curves
+
 ROOT = Path(__file__).parents[1]
 TAU = 30.0
 SETTINGS = {
@@ -108,13 +110,7 @@ def draw(records: dict[str, list[dict[str, Any]]], out: Path) -> None:
     above.set_title("Tiny K2, learning rate 0.04, no weight decay", loc="left")
     below.set_ylabel("training loss, nats a byte")
     below.set_xlabel("step")
-    for axes in (above, below):
-        axes.legend(frameon=False)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    save_curves(figure, (above, below), out)
 
 
 if __name__ == "__main__":

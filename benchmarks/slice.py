@@ -154,10 +154,10 @@ def turn(name: str, ranks: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
     return outputs_of(name, ranks)[-1]
 
 
-def turns_that_go_well(
+def sides_that_go_well(
     sides: Mapping[str, Sequence[str]], num_gpus: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Start all sides, let each measure in its turn, and give (name, its one JSON line).
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Start all sides, let each measure in its turn, and give (name, its JSON lines).
 
     A side that fails is said and left out.
 
@@ -167,10 +167,18 @@ def turns_that_go_well(
     """
     for name, ranks in [(name, start(side, num_gpus)) for name, side in sides.items()]:
         try:
-            (run,) = turn(name, ranks)
+            runs = turn(name, ranks)
         except SideFailedError as error:
             print(error, flush=True)
             continue
+        yield name, runs
+
+
+def turns_that_go_well(
+    sides: Mapping[str, Sequence[str]], num_gpus: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`sides_that_go_well`, with the one JSON line of each."""
+    for name, (run,) in sides_that_go_well(sides, num_gpus):
         yield name, run
 
 

@@ -23,6 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pictures import save_curves
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "examples" / "configs" / "k2-small-1xh100.yaml"
 MUON = ("optimizer.type=muonclip",)
@@ -131,13 +133,7 @@ def draw(records: dict[str, list[dict[str, Any]]], out: Path) -> None:
     below.set_ylabel("largest attention logit")
     below.set_xlabel("step")
     below.set_yscale("log")
-    for axes in (above, below):
-        axes.legend(frameon=False)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    save_curves(figure, (above, below), out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
 Ours: MuonClip with QK-Clip and the memory presets. megatron-core's: its best flags with each of its
 recomputations, and its defaults, both with Muon from emerging-optimizers, matrix by matrix, and
 AdamW for the rest; over data-parallel ranks, where that optimizer is not sharded, both sides
-without their optimizers. MFU is of the fastest bf16 product of two 8192 x 8192 on this machine.
+without their optimizers. MFU is of what a bf16 product of two 8192 x 8192 reaches on this machine.
 
 The last two columns hold each of ours against megatron-core's fastest, and against its fastest that
 takes no more memory.
@@ -21,37 +21,26 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from importlib.metadata import version
 from typing import Any
 
-from slice import SideFailedError, start, turn
+import torch
+from activation_memory import CORE as ITS_RECOMPUTATIONS
+from calls import product_flops
+from slice import sides_that_go_well
 
 from k2_megatron.config.presets import model_from_preset
 from k2_megatron.planner.flops import model_flops_per_token
 
-NORMS_AND_UP = "layernorm,mla_up_proj"
 CORE = {
-    "megatron-core": ["plain_core.py"],
-    "megatron-core moe_act": ["plain_core.py", "--recompute", f"{NORMS_AND_UP},moe_act"],
-    "megatron-core moe": ["plain_core.py", "--recompute", f"{NORMS_AND_UP},moe"],
+    **ITS_RECOMPUTATIONS,
     "megatron-core full": ["plain_core.py", "--recompute", "full"],
     "megatron-core defaults": ["plain_core.py", "--defaults"],
 }
 PRESETS = ("none", "k2", "k2-lean", "k2-full")
 OURS = {preset: ["ours.py", "--set", f"memory.preset={preset}"] for preset in PRESETS}
 SIDES = CORE | OURS
-CEILING = """
-import torch
-a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
-times = []
-for _ in range(30):
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record(); a @ b; end.record(); end.synchronize()
-    times.append(begin.elapsed_time(end))
-print(2 * 8192**3 / min(times) / 1e9)
-"""
 
 
 def main() -> None:
@@ -72,18 +61,13 @@ def main() -> None:
     shape += ["--exposed"] if args.gpus > 1 else []
     names = args.sides.split(",")
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    given = {name: [*SIDES[name], *shape] for name in names}
     for _ in range(args.turns):
-        waiting = [(name, start([*SIDES[name], *shape], args.gpus)) for name in names]
-        for name, ranks in waiting:
-            try:
-                runs = turn(name, ranks)
-            except SideFailedError as error:
-                print(error, flush=True)
-                continue
+        for name, runs in sides_that_go_well(given, args.gpus):
             for run in runs:
                 found.setdefault(name, {}).setdefault(run["optimizer"], []).append(run)
             print(name, *(f"{1e3 * run['seconds']:.1f} ms" for run in runs), flush=True)
-    ceiling = float(subprocess.check_output([sys.executable, "-c", CEILING]))
+    ceiling = product_flops(torch.device("cuda")) / 1e12
     any_run = next(iter(found.values()))[optimizers[-1]][0]
     print(
         f"machine: {any_run['device']} x {args.gpus}; torch {version('torch')}, megatron-core "
