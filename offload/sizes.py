@@ -99,6 +99,23 @@ def on_host(shards: Sequence[Sequence[int]], fraction: float) -> list[bool]:
     return chosen
 
 
+def shard_tensors(elements: int, *, master: bool, momentum: int | None) -> list[int]:
+    """Bytes of every tensor of a shard's state.
+
+    Args:
+        elements: of the shard.
+        master: it has an fp32 copy of its weights.
+        momentum: bytes of an element of Muon's; None: both of AdamW's moments, in fp32.
+    """
+    moments = [4, 4] if momentum is None else [momentum]
+    return [width * elements for width in ([4] * master + moments)]
+
+
+def tensors_on_host(shards: Sequence[Sequence[int]], chosen: Sequence[bool]) -> list[int]:
+    """Bytes of the tensors of those shards that `on_host` has chosen."""
+    return [size for shard, away in zip(shards, chosen, strict=True) if away for size in shard]
+
+
 def state_room_bytes(tensors: Sequence[int]) -> int:
     """Host memory for tensors of optimizer state of so many bytes."""
     return sum(aligned(size) for size in tensors)

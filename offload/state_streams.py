@@ -9,21 +9,15 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from k2_megatron.offload.streams import CudaStreams, PlainStreams
+from k2_megatron.offload.streams import CudaStreams, HostCopies, PlainStreams
 from torch import Tensor
 
 # To, from: of one shape and dtype, both contiguous.
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
-class StateStreams(Protocol):
-    """Two queues, in and out; a mark is a moment in one, and marks of one pass in order."""
-
-    def host_memory(self, nbytes: int) -> Tensor:
-        """uint8 [nbytes] on the host that copies can go to and from."""
-
-    def free(self, memory: Tensor) -> None:
-        """Give back what `host_memory` gave; nothing that it holds is needed."""
+class StateStreams(HostCopies, Protocol):
+    """One queue in and one out, of tensors that stay on the host."""
 
     def begin(self) -> None:
         """Let later copies in wait for what has been queued to compute."""
@@ -49,17 +43,8 @@ class StateStreams(Protocol):
             The mark behind the copies.
         """
 
-    def wait(self, mark: Any) -> None:
-        """Let the computation queued from now on wait until a mark has passed."""
-
     def settle(self) -> None:
         """Let the host wait until all copies are done."""
-
-    def waited_seconds(self) -> float:
-        """How long computation has stood in `wait` since this was asked; waits for the device."""
-
-    def forget_waits(self) -> None:
-        """Count waits from now on, without waiting for the device."""
 
 
 class PlainStateStreams(PlainStreams):

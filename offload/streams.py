@@ -18,7 +18,7 @@ def bytes_of(storage: UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-class Streams(Protocol):
+class HostCopies(Protocol):
     """Where copies are queued. A mark is a moment in a queue; marks of one queue pass in order."""
 
     def host_memory(self, nbytes: int) -> Tensor:
@@ -26,6 +26,19 @@ class Streams(Protocol):
 
     def free(self, memory: Tensor) -> None:
         """Give back what `host_memory` gave; nothing that it holds is needed."""
+
+    def wait(self, mark: Any) -> None:
+        """Let the computation queued from now on wait until a mark has passed."""
+
+    def waited_seconds(self) -> float:
+        """How long computation has stood in `wait` since this was asked; waits for the device."""
+
+    def forget_waits(self) -> None:
+        """Count waits from now on, without waiting for the device."""
+
+
+class Streams(HostCopies, Protocol):
+    """One queue out and one in, of storages whose memory is given up between the two."""
 
     def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
         """Copy a storage to the host, behind what has been queued to compute it.
@@ -45,20 +58,11 @@ class Streams(Protocol):
             The mark behind the last copy.
         """
 
-    def wait(self, mark: Any) -> None:
-        """Let the computation queued from now on wait until a mark has passed."""
-
     def empty(self, storage: UntypedStorage) -> None:
         """Give a storage's memory back, behind what has been queued."""
 
     def allocate(self, storage: UntypedStorage, nbytes: int) -> None:
         """Give a storage memory again."""
-
-    def waited_seconds(self) -> float:
-        """How long computation has stood in `wait` since this was asked; waits for the device."""
-
-    def forget_waits(self) -> None:
-        """Count waits from now on, without waiting for the device."""
 
 
 class PlainStreams:

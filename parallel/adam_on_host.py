@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from k2_megatron.offload.sizes import on_host
+from k2_megatron.offload.sizes import on_host, shard_tensors, tensors_on_host
 from k2_megatron.offload.state import HostState
 from k2_megatron.parallel.flat_shards import FlatShard
 
@@ -60,14 +60,12 @@ class AdamOnHost:
             fraction: of the state by bytes.
         """
         sizes = [
-            [4 * one.master.numel()] * (3 if one.is_copy else 2)  # as in the planner's `states.py`
-            for one in masters
+            shard_tensors(one.master.numel(), master=one.is_copy, momentum=None) for one in masters
         ]
         away = on_host(sizes, fraction)
         moved = [one for one, is_away in zip(masters, away, strict=True) if is_away]
-        tensors = [size for chosen, far in zip(sizes, away, strict=True) if far for size in chosen]
         device = moved[0].flat.gradient.device if moved else torch.device("cpu")
-        self.memory = HostState(tensors, device)
+        self.memory = HostState(tensors_on_host(sizes, away), device)
         self._moved = {id(one.master): one for one in moved}
         self._values = {id(one.master): self._move(one) for one in moved}
         for number, inner in enumerate({id(one.inner): one.inner for one in moved}.values()):

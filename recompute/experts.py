@@ -43,13 +43,12 @@ class _Experts:
 
     Attributes:
         policy: set by whoever builds the model.
-        make_redispatch: gives, for the forward under way and the number of its rows here, a
-            function that fills them again by sending them here; needed where the policy rebuilds
-            them.
+        make_redispatch: gives, for the forward under way, a function that fills its emptied tokens
+            by sending them here again; needed where the policy rebuilds them.
     """
 
     policy = ExpertsPolicy()
-    make_redispatch: Callable[[int], Callable[[Tensor], None]] | None = None
+    make_redispatch: Callable[[], Callable[[Tensor], None]] | None = None
     config: Any
 
     def _up(self, tokens: Tensor, counts: list[int]) -> Tensor:
@@ -98,7 +97,7 @@ class _Experts:
         early = policy.swiglu.rebuild_input
         if policy.rebuild_input:
             assert self.make_redispatch is not None, "nobody can send the tokens again"
-            redispatch = self.make_redispatch(sum(counts))
+            redispatch = self.make_redispatch()
             EmptyUntil(
                 [tokens],
                 until=output if early else up,

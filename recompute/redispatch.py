@@ -48,27 +48,24 @@ class Redispatcher:
     def _on_routed(self, router: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         self._routing_map = outputs[1] if torch.is_grad_enabled() else None
 
-    def __call__(self, num_rows: int) -> Callable[[Tensor], None]:
+    def __call__(self) -> Callable[[Tensor], None]:
         """A function that sends the tokens of the forward under way again. Collective.
 
         Called while the experts' forward runs, and its result in backward, without gradients.
 
-        Args:
-            num_rows: of tokens that came here.
-
         Returns:
-            Given the emptied tensor [num_rows, h], allocates it and fills it.
+            Given the emptied tensor [rows, h], allocates it and fills it.
         """
         hidden, self._hidden = self._hidden, None
         routing_map, self._routing_map = self._routing_map, None
         assert hidden is not None and routing_map is not None
         if isinstance(self._dispatcher, MoEAllGatherTokenDispatcher):
             return _by_all_gather(self._dispatcher, hidden)
-        return _by_all_to_all(self._dispatcher, hidden, routing_map, num_rows)
+        return _by_all_to_all(self._dispatcher, hidden, routing_map)
 
 
 def _by_all_to_all(
-    dispatcher: Any, hidden: Tensor, routing_map: Tensor, num_rows: int
+    dispatcher: Any, hidden: Tensor, routing_map: Tensor
 ) -> Callable[[Tensor], None]:
     assert not dispatcher.drop_and_pad
     num_sent = int(dispatcher.num_out_tokens)
@@ -91,7 +88,7 @@ def _by_all_to_all(
             if sizes is None:
                 allocate(emptied).copy_(tokens)
                 return
-            rows = _rows_by_chunk(sizes, dispatcher.sort_input_by_local_experts, num_rows, tokens)
+            rows = _rows_by_chunk(sizes, dispatcher.sort_input_by_local_experts, tokens)
         torch.index_select(tokens, 0, rows, out=allocate(emptied))
 
     return run
@@ -126,18 +123,18 @@ def _rows_by_expert(routing_map: Tensor, count: int) -> Tensor:
     return torch.nonzero_static(routing_map.t(), size=count)[:, 1]
 
 
-def _rows_by_chunk(sizes: Tensor, order: Tensor, count: int, like: Tensor) -> Tensor:
-    """Rows of chunks that lie one behind the other, chunk by chunk in another order: int64 [count].
+def _rows_by_chunk(sizes: Tensor, order: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of `tokens`, which are chunks one behind the other, in another order: int64 [rows].
 
     Args:
         sizes: rows of each chunk.
         order: chunks, as they shall be.
-        count: the sum of sizes.
-        like: on whose device.
+        tokens: [rows, h].
     """
-    sizes, order = (given.ravel().to(like.device) for given in (sizes, order))
+    count, device = tokens.shape[0], tokens.device
+    sizes, order = (given.ravel().to(device) for given in (sizes, order))
     begins = sizes.cumsum(0) - sizes
     sizes, begins = sizes[order], begins[order]
     shifts = begins - (sizes.cumsum(0) - sizes)
     moved = torch.repeat_interleave(shifts, sizes, output_size=count)
-    return moved + torch.arange(count, device=like.device)
+    return moved + torch.arange(count, device=device)

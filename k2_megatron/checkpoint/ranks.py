@@ -76,6 +76,9 @@ class Ranks:
         return [result for result, _, _ in outcomes]  # type: ignore[misc]
 
 
+ALONE = Ranks(0, 1)
+
+
 def _describe(failures: dict[int, str], world_size: int) -> str:
     """List which ranks failed and why; what failed alike everywhere is said once."""
     causes: dict[str, list[int]] = {}

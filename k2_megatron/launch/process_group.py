@@ -1,35 +1,38 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""torch.distributed for the length of a run."""
+"""torch.distributed for the length of a run, or of another command of several ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
 from k2_megatron.errors import AgreedError
 from k2_megatron.launch.ranks import RankInfo
-from k2_megatron.platform.base import Platform
 
 
 @contextmanager
-def process_group(platform: Platform, ranks: RankInfo, *, timeout_seconds: float) -> Iterator[None]:
+def process_group(
+    backend: str, ranks: RankInfo, *, timeout_seconds: float, **options: Any
+) -> Iterator[None]:
     """Connect all ranks, and part from them when all went well or all met one mistake.
 
     Args:
-        platform: prepared for this rank; chooses the backend.
+        backend: "gloo" or "nccl".
         ranks: this rank and their number.
         timeout_seconds: how long a collective waits for the others.
+        options: of a platform (`process_group_options`).
     """
     dist.init_process_group(
-        platform.backend,
+        backend,
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=timedelta(seconds=timeout_seconds),
-        **platform.process_group_options(),
+        **options,
     )
     try:
         yield

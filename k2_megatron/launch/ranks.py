@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from k2_megatron.errors import TopologyError
@@ -54,6 +54,11 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> RankInfo | Non
     if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         return replace(_read(environment, *_SLURM), sees_own_device=True)
     return None
+
+
+def voice(rank: int) -> Callable[[str], None]:
+    """What prints a line: rank 0 speaks for all."""
+    return print if rank == 0 else lambda text: None
 
 
 def check_local_ranks(num_ranks: int, num_devices: int | None) -> None:

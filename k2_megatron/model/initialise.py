@@ -40,21 +40,25 @@ def initialise_chunk(
         std: standard deviation of the matrices.
     """
     parameters = dict(module.named_parameters())
-    for entry in geometry:
-        parameter = parameters.pop(entry.name)
-        if entry.is_vector:
-            parameter.data.fill_(1.0)
-            continue
-        assert tuple(parameter.shape) == entry.shape, (entry.name, parameter.shape, entry.shape)
-        for piece in entry.pieces:
-            columns = shapes[piece.key][1]
-            values = _draw_rows(piece.key, piece.rows, columns, seed=seed)
-            target = parameter.data[slice(*piece.local_rows), slice(*piece.local_cols)]
-            target.copy_(values[:, slice(*piece.cols)].mul_(std))
+    # One generator draws some 130 million numbers a second: minutes for a rank of a large model.
+    with ThreadPoolExecutor(DRAWING_THREADS) as threads:
+        for entry in geometry:
+            parameter = parameters.pop(entry.name)
+            if entry.is_vector:
+                parameter.data.fill_(1.0)
+                continue
+            assert tuple(parameter.shape) == entry.shape, (entry.name, parameter.shape, entry.shape)
+            for piece in entry.pieces:
+                columns = shapes[piece.key][1]
+                values = _draw_rows(piece.key, piece.rows, columns, seed, threads)
+                target = parameter.data[slice(*piece.local_rows), slice(*piece.local_cols)]
+                target.copy_(values[:, slice(*piece.cols)].mul_(std))
     assert not parameters, f"not in the geometry table: {sorted(parameters)}"
 
 
-def _draw_rows(key: str, rows: tuple[int, int], num_cols: int, *, seed: int) -> torch.Tensor:
+def _draw_rows(
+    key: str, rows: tuple[int, int], num_cols: int, seed: int, threads: ThreadPoolExecutor
+) -> torch.Tensor:
     """Rows [begin, end) of the standard normal matrix `key`, fp32 [rows, num_cols]."""
     begin, end = rows
     first = begin // ROWS_PER_BLOCK
@@ -64,9 +68,6 @@ def _draw_rows(key: str, rows: tuple[int, int], num_cols: int, *, seed: int) -> 
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         return torch.randn(ROWS_PER_BLOCK, num_cols, generator=generator)
 
-    chosen = range(first, -(-end // ROWS_PER_BLOCK))
-    # One generator draws some 130 million numbers a second: minutes for a rank of a large model.
-    with ThreadPoolExecutor(min(len(chosen), DRAWING_THREADS)) as threads:
-        blocks = list(threads.map(draw, chosen))
+    blocks = list(threads.map(draw, range(first, -(-end // ROWS_PER_BLOCK))))
     offset = begin - first * ROWS_PER_BLOCK
     return torch.cat(blocks)[offset : offset + end - begin]

@@ -11,8 +11,10 @@ from functools import lru_cache
 from k2_megatron.offload.sizes import (
     NUM_STATE_BUFFERS,
     on_host,
+    shard_tensors,
     state_buffer_bytes,
     state_room_bytes,
+    tensors_on_host,
 )
 from k2_megatron.parallel.buckets import (
     Bucket,
@@ -228,15 +230,13 @@ def _on_host(
                     _tensors(job, share.end - share.begin, is_matrix_of_muon(job, share.entry))
                     for share in shares(bucket, ways, index)
                 ]
-    chosen = on_host(shards, fraction)
-    return [size for shard, away in zip(shards, chosen, strict=True) if away for size in shard]
+    return tensors_on_host(shards, on_host(shards, fraction))
 
 
 def _tensors(job: Job, elements: int, muon: bool) -> list[int]:
-    """Bytes of each tensor of a shard's state; the optimizers of `parallel/` count the same."""
-    master = [4 * elements] if job.width == 2 else []
-    momentum = _MUON_MOMENTUM[job.config.optimizer.muon_momentum_dtype]
-    return [*master, *([momentum * elements] if muon else [4 * elements, 4 * elements])]
+    """Bytes of each tensor of a shard's state."""
+    momentum = _MUON_MOMENTUM[job.config.optimizer.muon_momentum_dtype] if muon else None
+    return shard_tensors(elements, master=job.width == 2, momentum=momentum)
 
 
 def optimizer_bytes(job: Job, owned: Owned) -> int:

@@ -91,9 +91,11 @@ def _check_host(plan: Plan, *, on_gpu: bool) -> None:
         refuse_host_state_in_vain(plan)
         what.append("the optimizer's state in host memory")
         remedies.append("a smaller optimizer.optimizer_offload_fraction needs less")
+    if not what:
+        return
     room = available_bytes()
     each = [rank.host_bytes for rank in plan.ranks]
-    if what and config.checkpoint.async_save:
+    if config.checkpoint.async_save:
         each = [
             size + rank.states.optimizer_bytes for size, rank in zip(each, plan.ranks, strict=True)
         ]
@@ -101,7 +103,7 @@ def _check_host(plan: Plan, *, on_gpu: bool) -> None:
         remedies.append("checkpoint.async_save: false needs none")
     needed = _share_here(plan) * sum(each)
     needed *= plan.job.degrees.stage
-    if what and room is not None and needed > room:
+    if room is not None and needed > room:
         kind = "page-locked memory" if on_gpu else "memory"
         single = len(what) == 1 and bool(fraction)
         raise UserError(

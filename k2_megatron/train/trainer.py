@@ -10,7 +10,7 @@ from k2_megatron.errors import UserError
 from k2_megatron.launch.agreement import agree, from_first_rank
 from k2_megatron.launch.preflight import check_run_folder
 from k2_megatron.launch.process_group import process_group
-from k2_megatron.launch.ranks import RankInfo
+from k2_megatron.launch.ranks import RankInfo, voice
 from k2_megatron.launch.signals import StopSignals
 from k2_megatron.planner.text import policy_table
 from k2_megatron.platform.base import Platform
@@ -53,7 +53,12 @@ def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: Sto
     check_traces(config, ranks.world_size)
     data_order = check_text(config)
     folder = check_run_folder(config)  # before any rank can have saved
-    with process_group(platform, ranks, timeout_seconds=config.run.distributed_timeout_seconds):
+    with process_group(
+        platform.backend,
+        ranks,
+        timeout_seconds=config.run.distributed_timeout_seconds,
+        **platform.process_group_options(),
+    ):
         if ranks.rank == 0:
             print(platform.describe())
         agree(lambda: verify_text(config) if ranks.rank == 0 else None)
@@ -67,7 +72,7 @@ def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: Sto
             memory=checked.memory[phase.index],
             callbacks=CallbackList(_callbacks(session, folder), writes=ranks.rank == 0),
             stop_signals=stop_signals,
-            say=print if ranks.rank == 0 else _quiet,
+            say=voice(ranks.rank),
         )
         return _train(run)
 
@@ -140,7 +145,3 @@ def _callbacks(session: Session, folder: RunFolder) -> list[Callback]:
 def _starts(folder: RunFolder) -> int:
     """How often the run has been started before."""
     return sum(event["event"] == "start" for event in read_events(folder.path))
-
-
-def _quiet(text: str) -> None:
-    """Print nothing: rank 0 speaks for all."""

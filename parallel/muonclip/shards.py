@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from k2_megatron.offload.sizes import on_host
+from k2_megatron.offload.sizes import on_host, shard_tensors, tensors_on_host
 from k2_megatron.offload.state import HostState
 from k2_megatron.parallel.flat_shards import FlatShard, flat_shards
 from k2_megatron.parallel.geometry import ParameterGeometry
@@ -55,8 +55,7 @@ class OwnedShard:
 
     def round_master(self) -> None:
         """Write the master into the parameter, where they are two tensors."""
-        if self.parameter_view is not None:
-            self.parameter_view.copy_(self.master)
+        self.round_columns(slice(None), self.master[None])
 
     def round_columns(self, columns: slice, master: torch.Tensor) -> None:
         """The same with some elements of the master, [1, n], where they are on the device."""
@@ -94,18 +93,20 @@ def own_shards(
     entries = {id(parameter): entry for parameter, entry in parameters}
     flats = list(flat_shards(chunks))
     found = [entries[id(flat.parameter)] for flat in flats]
+    momenta = [momentum_dtype if _takes_muon(entry, assignment) else None for entry in found]
     sizes = [
-        _state_bytes(flat, _takes_muon(entry, assignment), momentum_dtype)
-        for flat, entry in zip(flats, found, strict=True)
+        shard_tensors(
+            flat.gradient.numel(),
+            master=flat.weights.dtype != torch.float32,
+            momentum=None if momentum is None else momentum.itemsize,
+        )
+        for flat, momentum in zip(flats, momenta, strict=True)
     ]
     away = on_host(sizes, host_fraction)
-    tensors = [
-        size for chosen, is_away in zip(sizes, away, strict=True) if is_away for size in chosen
-    ]
-    host = HostState(tensors, flats[0].gradient.device)
+    host = HostState(tensors_on_host(sizes, away), flats[0].gradient.device)
     shards = [
-        _own(flat, entry, assignment, topology, momentum_dtype, host if is_away else None)
-        for flat, entry, is_away in zip(flats, found, away, strict=True)
+        _own(flat, entry, topology, momentum, host if is_away else None)
+        for flat, entry, momentum, is_away in zip(flats, found, momenta, away, strict=True)
     ]
     return shards, host
 
@@ -116,37 +117,38 @@ def _takes_muon(entry: ParameterGeometry, assignment: Assignment) -> bool:
     return muon.pop()
 
 
-def _state_bytes(flat: FlatShard, muon: bool, momentum_dtype: torch.dtype) -> list[int]:
-    """Of every tensor of a shard's state; the planner counts the same in `states.py`."""
-    count = flat.gradient.numel()
-    master = [] if flat.weights.dtype == torch.float32 else [4 * count]
-    return [*master, *([momentum_dtype.itemsize * count] if muon else [4 * count, 4 * count])]
-
-
 def _own(
     flat: FlatShard,
     entry: ParameterGeometry,
-    assignment: Assignment,
     topology: Topology,
-    momentum_dtype: torch.dtype,
+    momentum_dtype: torch.dtype | None,
     host: HostState | None,
 ) -> OwnedShard:
-    """One shard; `host`: where its state is, None for the device."""
+    """One shard.
+
+    Args:
+        flat: it in the bucket.
+        entry: of its parameter.
+        topology: where this rank stands.
+        momentum_dtype: of Muon's; None where it takes AdamW.
+        host: where its state is, None for the device.
+    """
     axis = topology.etp if entry.is_expert else topology.tp
     has_copies = axis.size > 1 and not entry.is_tensor_sharded
-    count, muon = flat.gradient.numel(), _takes_muon(entry, assignment)
+    count = flat.gradient.numel()
     master, momentum = flat.weights, None
     moments: tuple[torch.Tensor, ...] = ()
     if flat.weights.dtype != torch.float32:
         master = flat.weights.float()
         if host is not None:
             master = host.place(count, torch.float32).copy_(master)
-    if muon and host is not None:
-        momentum = host.place(count, momentum_dtype)
-    elif muon:
+    if momentum_dtype is None:
+        if host is not None:
+            moments = tuple(host.place(count, torch.float32) for _ in range(2))
+    elif host is None:
         momentum = torch.zeros_like(flat.gradient, dtype=momentum_dtype)
-    elif host is not None:
-        moments = tuple(host.place(count, torch.float32) for _ in range(2))
+    else:
+        momentum = host.place(count, momentum_dtype)
     return OwnedShard(
         parameter=flat.parameter,
         entry=entry,

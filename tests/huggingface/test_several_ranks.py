@@ -34,31 +34,29 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run_as(
+    job: str, world_size: int, folder: Path, fate: tuple[str, str] | None, **given: Any
+) -> list[Any]:
+    return run_ranks(
+        f"tests.huggingface.share_jobs.{job}",
+        world_size,
+        config_path=str(CONFIG),
+        overrides=GIVEN,
+        folder=str(folder),
+        fate=fate,
+        **given,
+    )
+
+
 def import_as(
     world_size: int, release: Path, folder: Path, fate: tuple[str, str] | None = None
 ) -> list[Any]:
-    return run_ranks(
-        "tests.huggingface.share_jobs.import_share",
-        world_size,
-        config_path=str(CONFIG),
-        overrides=GIVEN,
-        release=str(release),
-        folder=str(folder),
-        part_bytes=BYTES,
-        fate=fate,
-    )
+    given = {"release": str(release), "part_bytes": BYTES}
+    return run_as("import_share", world_size, folder, fate, **given)
 
 
 def export_as(world_size: int, folder: Path, fate: tuple[str, str] | None = None) -> list[Any]:
-    return run_ranks(
-        "tests.huggingface.share_jobs.export_share",
-        world_size,
-        config_path=str(CONFIG),
-        overrides=GIVEN,
-        folder=str(folder),
-        shard_bytes=BYTES,
-        fate=fate,
-    )
+    return run_as("export_share", world_size, folder, fate, shard_bytes=BYTES)
 
 
 def recorded(folder: Path) -> list[set[str]]:

@@ -104,23 +104,25 @@ def test_device_holds_what_is_computed_and_what_is_under_way() -> None:
     assert here == forward + backward
 
 
+class Square(torch.autograd.Function):
+    """Saves its input, as a layer does."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("delayed", [False, True])
 def test_layers_travel_one_by_one_where_backward_follows_at_once(
     num_layers: int, delayed: bool
 ) -> None:
     """After forward the last two are there; gradients are those of a program without offload."""
-
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x * x
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return 2 * ctx.saved_tensors[0] * gradient
-
     engine = OffloadEngine(DelayedStreams(num_layers) if delayed else PlainStreams())
     plan = itinerary_of(0, 1, 1, 3, overlap=False, num_layers=(num_layers,))
     engine.provide(_sizes(plan))
@@ -151,16 +153,11 @@ def test_layers_that_are_read_go_while_the_others_come_back() -> None:
     """In backward as in forward, a device holds a few layers and not all of them."""
     most = []
 
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x * x
-
+    class Watched(Square):
         @staticmethod
         def backward(ctx, gradient):
             most.append(sum(size == 4000 for _, size in live.alive()))
-            return 2 * ctx.saved_tensors[0] * gradient
+            return Square.backward(ctx, gradient)
 
     engine = OffloadEngine(PlainStreams())
     plan = itinerary_of(0, 1, 1, 1, overlap=False, num_layers=(20,))
@@ -171,7 +168,7 @@ def test_layers_that_are_read_go_while_the_others_come_back() -> None:
         for _ in range(20):
             engine.begin_layer(seen)
             engine.take(seen)
-            seen = Square.apply(seen)
+            seen = Watched.apply(seen)
         engine.begin(forward=False, backward=True)
         seen.sum().backward()
     assert engine.traffic.fetched == 18 * 4000

@@ -31,6 +31,7 @@ from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.phases import phase_at, phases_of
 from k2_megatron.errors import CheckpointError, UserError
+from k2_megatron.launch.ranks import voice
 from k2_megatron.launch.spawn import USER_ERROR
 from k2_megatron.run_folder import RunFolder
 
@@ -69,7 +70,7 @@ def _import(args: argparse.Namespace, ranks: Ranks) -> None:
 
     config, source = agreed(opened)
     folder = RunFolder.of(config)
-    say = print if ranks.rank == 0 else _quiet
+    say = voice(ranks.rank)
     for note in source.notes:
         say(f"note: {note}")
     of_first(ranks, source.check_copies)
@@ -100,7 +101,7 @@ def _export(args: argparse.Namespace, ranks: Ranks) -> None:
     """Write a checkpoint as a release."""
     plan, passed, note = agreed(lambda: _export_plan(args, ranks))
     done = export(plan, _Readers(args.path).read, workers=args.workers, ranks=ranks)
-    say = print if ranks.rank == 0 else _quiet
+    say = voice(ranks.rank)
     if note:
         say(f"note: {note}")
     say(f"{len(plan.tensors):,} tensors in {done.num_shards} shards, {done.kept} kept")
@@ -170,10 +171,6 @@ def _check_model(path: Path, manifest: Manifest, config: Config) -> None:
     if lines:
         text = "\n  ".join(lines)
         raise CheckpointError(f"{path}: not of this configuration's model:\n  {text}")
-
-
-def _quiet(text: str) -> None:
-    pass
 
 
 class _Readers:

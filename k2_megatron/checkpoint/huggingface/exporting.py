@@ -28,18 +28,15 @@ from k2_megatron.checkpoint.huggingface.release import INDEX_NAME
 from k2_megatron.checkpoint.huggingface.safetensors_file import NewTensor, write_file
 from k2_megatron.checkpoint.huggingface.sharing import (
     Progress,
-    agreed,
-    for_each,
     merge_records,
     of_first,
     read_record,
     remove_records,
 )
-from k2_megatron.checkpoint.ranks import Ranks
+from k2_megatron.checkpoint.ranks import ALONE, Ranks
 from k2_megatron.errors import CheckpointError
 
 PROGRESS_NAME = "export-progress.json"
-_ALONE = Ranks(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +90,7 @@ class Exported:
 
 
 def export(
-    plan: Export, read: Callable[[str], torch.Tensor], *, workers: int, ranks: Ranks = _ALONE
+    plan: Export, read: Callable[[str], torch.Tensor], *, workers: int, ranks: Ranks = ALONE
 ) -> Exported:
     """Write a release, or what is missing of it. Collective.
 
@@ -117,12 +114,12 @@ def export(
         )
         progress.finish(name, [size, digest])
 
-    def write_share() -> None:
-        share = list(shards)[ranks.rank :: ranks.world_size]
-        missing = progress.keep(share, lambda name, entry: _sha256(plan.folder / name) == entry[1])
-        for_each(missing, write, workers=workers)
-
-    agreed(write_share)
+    progress.complete(
+        list(shards),
+        write,
+        is_whole=lambda name, entry: _sha256(plan.folder / name) == entry[1],
+        workers=workers,
+    )
     of_first(ranks, lambda: _finish(plan, shards))
     sizes = ranks.share((sum(size for size, _ in progress.finished.values()), progress.num_kept))
     return Exported(

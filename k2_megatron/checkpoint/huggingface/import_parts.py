@@ -22,15 +22,13 @@ from k2_megatron.checkpoint.huggingface.importing import Import
 from k2_megatron.checkpoint.huggingface.names import HfTensor
 from k2_megatron.checkpoint.huggingface.sharing import (
     Progress,
-    agreed,
-    for_each,
     merge_records,
     of_first,
     read_record,
     remove_records,
 )
 from k2_megatron.checkpoint.manifest import FileEntry, data_file_name, file_entry
-from k2_megatron.checkpoint.ranks import Ranks
+from k2_megatron.checkpoint.ranks import ALONE, Ranks
 from k2_megatron.checkpoint.weights import (
     WeightPart,
     finish_weights,
@@ -42,7 +40,6 @@ from k2_megatron.errors import CheckpointError
 
 PROGRESS_NAME = "import-progress.json"
 _FP32_BYTES = 4
-_ALONE = Ranks(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ def import_weights(
     *,
     part_bytes: int,
     workers: int,
-    ranks: Ranks = _ALONE,
+    ranks: Ranks = ALONE,
 ) -> Imported:
     """Write the release's weights as the checkpoint of step 0. Collective.
 
@@ -88,11 +85,6 @@ def import_weights(
         _, entry, held = write_weight_part(checkpoints, number, source.matrices(parts[number]))
         progress.finish(name, {"file": asdict(entry), "held": held})
 
-    def write_share() -> None:
-        share = list(numbers)[ranks.rank :: ranks.world_size]
-        missing = progress.keep(share, lambda name, entry: _is_whole(partial / name, entry))
-        for_each(missing, write, workers=workers)
-
     def finish() -> Path:
         remove_records(record)
         finished = {name: entry for one in found for name, entry in one.items()}
@@ -100,7 +92,12 @@ def import_weights(
             checkpoints, config, [_part(numbers[name], entry) for name, entry in finished.items()]
         )
 
-    agreed(write_share)
+    progress.complete(
+        list(numbers),
+        write,
+        is_whole=lambda name, entry: _is_whole(partial / name, entry),
+        workers=workers,
+    )
     found = ranks.gather(progress.finished)
     checkpoint = of_first(ranks, finish)
     kept = sum(ranks.share(progress.num_kept))

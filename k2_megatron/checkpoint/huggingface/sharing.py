@@ -14,21 +14,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed as dist
-
 from k2_megatron.checkpoint.durable import write_text_durably
 from k2_megatron.checkpoint.ranks import Ranks
-from k2_megatron.errors import CheckpointError, UserError
+from k2_megatron.errors import CheckpointError
 from k2_megatron.launch.agreement import agree, from_first_rank
+from k2_megatron.launch.process_group import process_group
 from k2_megatron.launch.ranks import launched_rank
 
 T = TypeVar("T")
 # A rank that has written waits for the slowest disk; one that died is noticed at once.
-_PATIENCE = timedelta(days=7)
+_PATIENCE_SECONDS = 7 * 24 * 3600.0
 
 
 @contextmanager
@@ -42,16 +40,8 @@ def all_ranks() -> Iterator[Ranks]:
     if info is None or info.world_size == 1:
         yield Ranks(0, 1)
         return
-    dist.init_process_group("gloo", rank=info.rank, world_size=info.world_size, timeout=_PATIENCE)
-    try:
+    with process_group("gloo", info, timeout_seconds=_PATIENCE_SECONDS):
         yield Ranks(info.rank, info.world_size)
-        dist.barrier()
-    except UserError:
-        # All ranks have it. Threads that are left when the interpreter ends would abort it now and
-        # then, and the exit code would say so instead.
-        dist.destroy_process_group()
-        raise
-    dist.destroy_process_group()
 
 
 def agreed(action: Callable[[], T]) -> T:
@@ -80,22 +70,6 @@ def of_first(ranks: Ranks, action: Callable[[], T]) -> T:
     return from_first_rank(lambda: found)  # type: ignore[return-value]
 
 
-def for_each(names: Sequence[str], action: Callable[[str], object], *, workers: int) -> None:
-    """Call `action` with every name in threads; after an error no further one begins.
-
-    Raises:
-        Exception: what `action` raised first.
-    """
-    with ThreadPoolExecutor(workers, thread_name_prefix="hf") as pool:
-        futures = [pool.submit(action, name) for name in names]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
-
-
 class Progress:
     """What this rank has finished: name -> JSON data that tells whether a file is still whole.
 
@@ -116,12 +90,38 @@ class Progress:
         self.finished: dict[str, Any] = {}
         self.num_kept = 0
         self._path = path if ranks.rank == 0 else _of_rank(path, ranks.rank)
-        self._identity, self._earlier = identity, earlier
+        self._identity, self._earlier, self._ranks = identity, earlier, ranks
         self._recorded = dict(earlier) if ranks.rank == 0 else {}
         self._lock = threading.Lock()
 
-    def keep(self, names: Sequence[str], is_whole: Callable[[str, Any], bool]) -> list[str]:
-        """Keep of `names` what an earlier attempt finished and is whole; returns the others."""
+    def complete(
+        self,
+        names: Sequence[str],
+        write: Callable[[str], object],
+        *,
+        is_whole: Callable[[str, Any], bool],
+        workers: int,
+    ) -> None:
+        """Write this rank's share of the files, or what is missing of it. Collective.
+
+        Args:
+            names: of all files, the same on all ranks.
+            write: writes one and calls `finish`; called by several threads. After an error no
+                further one begins.
+            is_whole: whether a file that an earlier attempt finished still is, by its data.
+            workers: number of threads.
+
+        Raises:
+            UserError: a rank met one, or an OSError.
+        """
+
+        def share() -> None:
+            missing = self._keep(names[self._ranks.rank :: self._ranks.world_size], is_whole)
+            _for_each(missing, write, workers=workers)
+
+        agreed(share)
+
+    def _keep(self, names: Sequence[str], is_whole: Callable[[str, Any], bool]) -> list[str]:
         for name in names:
             if name in self._earlier and is_whole(name, self._earlier[name]):
                 self.finished[name] = self._earlier[name]
@@ -176,6 +176,17 @@ def remove_records(path: Path) -> None:
     """All is finished; for rank 0 alone."""
     for one in (*_others(path), *_torn(path), path):
         one.unlink()
+
+
+def _for_each(names: Sequence[str], action: Callable[[str], object], *, workers: int) -> None:
+    with ThreadPoolExecutor(workers, thread_name_prefix="hf") as pool:
+        futures = [pool.submit(action, name) for name in names]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def _of_rank(path: Path, rank: int) -> Path:
