@@ -4,7 +4,22 @@
 
 import sys
 
-from k2_megatron.cli import main
+from k2_megatron.launch.ending import RankEnding
+
+
+def run() -> int:
+    """Run the command; returns the exit code of this process."""
+    ending = RankEnding()  # before the imports of the command register theirs
+    from k2_megatron.cli import main
+
+    try:
+        code = main()
+    except Exception:
+        ending.with_code(1)
+        raise
+    ending.with_code(code)
+    return code
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

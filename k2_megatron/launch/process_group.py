@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from k2_megatron.errors import AgreedError
+from k2_megatron.errors import AgreedError, TrainingStoppedError
 from k2_megatron.launch.ranks import RankInfo
 
 
@@ -36,9 +36,8 @@ def process_group(
     )
     try:
         yield
-    except AgreedError:
-        # All ranks have it. gloo's threads that are left when the interpreter ends would abort it
-        # now and then, and the exit code would say so instead.
+    except (AgreedError, TrainingStoppedError):
+        # All ranks have it, at the same place: no collective is under way.
         dist.destroy_process_group()
         raise
     # Not after another error: a group with a collective under way would wait for ranks that are
