@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -136,13 +137,19 @@ def outputs_of(name: str, ranks: list[subprocess.Popen[str]]) -> list[list[dict[
     """
     for process in ranks:
         assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended before its turn, and told why
+            process.stdin.write("go\n")
+            process.stdin.flush()
     with ThreadPoolExecutor(len(ranks)) as readers:
         outputs = list(readers.map(lambda process: process.communicate(timeout=300), ranks))
-    for process, (_, errors) in zip(ranks, outputs, strict=True):
-        if process.returncode:
-            raise SideFailedError(f"{name} failed:\n{errors[-4000:]}")
+    # All of them: the first is often one that another has left.
+    failed = [
+        f"rank {rank}: {errors[-2000:]}"
+        for rank, (process, (_, errors)) in enumerate(zip(ranks, outputs, strict=True))
+        if process.returncode
+    ]
+    if failed:
+        raise SideFailedError("\n".join([f"{name} failed:", *failed]))
     return [
         [json.loads(line) for line in text.splitlines() if line.startswith("{")]
         for text, _ in outputs
@@ -159,19 +166,23 @@ def sides_that_go_well(
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Start all sides, let each measure in its turn, and give (name, its JSON lines).
 
-    A side that fails is said and left out.
+    A side that fails is said and left out; where all do, the command ends.
 
     Args:
         sides: script and arguments by name.
         num_gpus: one process each.
     """
+    failed = 0
     for name, ranks in [(name, start(side, num_gpus)) for name, side in sides.items()]:
         try:
             runs = turn(name, ranks)
         except SideFailedError as error:
             print(error, flush=True)
+            failed += 1
             continue
         yield name, runs
+    if failed == len(sides):
+        raise SystemExit("every side failed")
 
 
 def turns_that_go_well(
