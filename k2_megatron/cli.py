@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 
 from k2_megatron.checkpoint.cli import add_checkpoint_parser, run_checkpoint
@@ -146,6 +148,8 @@ def _train(args: argparse.Namespace) -> int:
     # As early as possible: from here on a signal is a wish to stop, not an end.
     stop_signals = StopSignals()
     stop_with_parent()
+    with suppress(AttributeError, OSError, ValueError, RuntimeError):  # no stderr to write to
+        faulthandler.enable()  # a crash of C code leaves the stacks of all threads in the log
     try:
         return _train_as_rank(args, ranks, stop_signals)
     except UserError as error:

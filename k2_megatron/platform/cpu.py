@@ -16,7 +16,11 @@ from k2_megatron.config.config import Config
 from k2_megatron.errors import ConfigError
 from k2_megatron.platform import engine
 from k2_megatron.platform.base import Platform
-from k2_megatron.platform.cpu_torch import add_unequal_collectives, redirect_cuda_names
+from k2_megatron.platform.cpu_torch import (
+    add_unequal_collectives,
+    redirect_cuda_names,
+    separate_coalesced_gathers,
+)
 from k2_megatron.platform.host_memory import limit_bytes
 
 
@@ -63,6 +67,7 @@ class CpuPlatform(Platform):
             sys.modules[package] = None  # type: ignore[assignment]
         redirect_cuda_names()
         add_unequal_collectives()
+        separate_coalesced_gathers()
         engine.check_version()
         engine.silence_known_warnings()
         engine.mend_for_cpu()

@@ -173,3 +173,34 @@ def add_unequal_collectives() -> None:
 
     namespace: Any = dist
     namespace.all_gather, namespace.reduce_scatter = all_gather, reduce_scatter
+
+
+class _Works:
+    """Collectives under way, waited for together."""
+
+    def __init__(self, works: Sequence[dist.Work]) -> None:
+        self._works = works
+
+    def wait(self) -> None:
+        for work in self._works:
+            work.wait()
+
+
+def separate_coalesced_gathers() -> None:
+    """Let gloo gather the tensors of a coalesced call one by one.
+
+    Its own coalesced gather corrupts memory while another one is under way (PyTorch 2.13), as with
+    overlap_param_gather, where param_and_grad_buffer.py:274 asks for it: a rank dies by SIGSEGV or
+    in malloc, once in thousands of steps. Those that follow each other are sound.
+    """
+
+    def gather(
+        group: Any, outputs: list[torch.Tensor], inputs: list[torch.Tensor], options: Any
+    ) -> _Works:
+        pairs = zip(outputs, inputs, strict=True)
+        return _Works([group._allgather_base(*pair, options) for pair in pairs])
+
+    # The second is what PyTorch before 2.13 calls it.
+    for name in ("all_gather_single_coalesced", "allgather_into_tensor_coalesced"):
+        if hasattr(dist.ProcessGroup, name):
+            setattr(dist.ProcessGroup, name, gather)

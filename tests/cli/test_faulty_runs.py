@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 
 from tests.cli.commands import COMMAND, assert_gone, k2, running, running_command
@@ -62,4 +63,18 @@ def test_a_stopped_process_ends_the_job(place):
     assert "(it waits for other ranks)" in done.err
     assert (place / "runs/stopped/logs/hang_in_start_1/rank_00000.txt").exists()
     assert "none is training; ended: no progress" in k2(place, "status", "stopped").out
+    assert_gone(ranks)
+
+
+def test_a_crash_of_c_code_leaves_the_stacks_in_the_log(place):
+    """A shell says no more than "Segmentation fault"."""
+    command = ("train", "tiny.yaml", "--set=run.name=crashed", "--set=schedule.train_steps=100000")
+    with running(place, *command) as run:
+        run.wait_for("step      3/100000")
+        ranks = run.ranks()
+        ranks[1].send_signal(signal.SIGSEGV)
+        done = run.done()
+    assert done.code == 1 and "k2-megatron: rank 1 was killed by SIGSEGV" in done.err, done
+    log = (place / "runs" / "crashed" / "logs" / "rank_00001.log").read_text()
+    assert "Fatal Python error: Segmentation fault" in log and "train/loop.py" in log, log
     assert_gone(ranks)

@@ -61,6 +61,7 @@ def run_ranks(
 @cache
 def _zygote() -> subprocess.Popen[bytes]:
     environment = dict(os.environ, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+    environment["PYTHONFAULTHANDLER"] = "1"  # the log of a rank that crashes says where
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.distributed.zygote"],
         stdin=subprocess.PIPE,
