@@ -8,6 +8,7 @@ import os
 import platform as host
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -65,6 +66,9 @@ class CpuPlatform(Platform):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         for package in ("transformer_engine", "transformer_engine_torch", "apex"):
             sys.modules[package] = None  # type: ignore[assignment]
+        # Ranks that share cores would interrupt each other at every message.
+        with suppress(AttributeError, OSError):  # Linux alone has it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         redirect_cuda_names()
         add_unequal_collectives()
         separate_coalesced_gathers()

