@@ -67,7 +67,7 @@ def kernels_of(
     import torch
     from torch.profiler import ProfilerActivity, profile, schedule
 
-    rounds = schedule(wait=0, warmup=warmup, active=1)
+    rounds = schedule(wait=0, warmup=warmup, active=1, repeat=1)
     with profile(activities=[ProfilerActivity.CUDA], schedule=rounds, acc_events=True) as found:
         for _ in range(warmup + 1):
             step()

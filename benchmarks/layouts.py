@@ -58,7 +58,7 @@ def main() -> None:
         }
         for name, run in turns_that_go_well(given, 2):
             found.setdefault(name, []).append(run)
-            print(f"{name}: {1e3 * run['seconds']:.1f} ms", flush=True)
+            print(line(name, [run]), flush=True)
     print(f"command: python3 {' '.join(sys.argv)}")
     device = next(iter(found.values()))[0]["device"]
     print(
@@ -70,14 +70,19 @@ def main() -> None:
         f"{'':32s}{'ms':>9s}{'tok/s/GPU':>11s}{'comm. ms':>10s}{'exposed ms':>12s}{'peak GiB':>10s}"
     )
     for name, runs in found.items():
-        seconds, communicating, exposed = (
-            statistics.median(run[key] for run in runs)
-            for key in ("seconds", "communication_ms", "exposed_ms")
-        )
-        print(
-            f"{name:32s}{1e3 * seconds:9.1f}{runs[0]['tokens'] / seconds / 2:11.0f}"
-            f"{communicating:10.1f}{exposed:12.1f}{runs[0]['peak_gib']:10.1f}"
-        )
+        print(line(name, runs))
+
+
+def line(name: str, runs: list[dict[str, Any]]) -> str:
+    """A layout's medians."""
+    seconds, communicating, exposed = (
+        statistics.median(run[key] for run in runs)
+        for key in ("seconds", "communication_ms", "exposed_ms")
+    )
+    return (
+        f"{name:32s}{1e3 * seconds:9.1f}{runs[0]['tokens'] / seconds / 2:11.0f}"
+        f"{communicating:10.1f}{exposed:12.1f}{runs[0]['peak_gib']:10.1f}"
+    )
 
 
 def trace(args: argparse.Namespace, name: str) -> list[str]:

@@ -13,7 +13,8 @@ and a copy that waits stops the others: use 8, or 32 with overlapped expert comm
 
 MiB a forward: what each further forward of the first rank's warm-up adds, from the fourth on. With
 everything on the GPU it is what a micro-batch holds; with offload, what stays of it while it is
-neither computed nor under way.
+neither computed nor under way. Added: the peak over what is there before a step, weights,
+gradients and, of ours alone, the optimizer's state.
 """
 
 from __future__ import annotations
@@ -104,30 +105,36 @@ def show(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> No
     seconds = {name: statistics.median(run["seconds"] for run in found[name]) for name in found}
     stays = {name: further_mib(runs[-1], args) for name, runs in found.items()}
     print(
-        f"{'':24s}{'MiB/forward':>12s}{'share':>8s}{'peak GiB':>10s}{'ms':>9s}{'ratio':>8s}"
-        f"{'GB out':>8s}{'GB/s':>7s}{'GB stayed':>10s}{'wait ms':>9s}{'host GiB':>10s}"
+        f"{'':24s}{'MiB/forward':>12s}{'share':>8s}{'added GiB':>10s}{'ms':>9s}{'ratio':>8s}"
+        f"{'GB out':>8s}{'GB/s':>7s}{'GB stayed':>10s}"
+        f"{'wait ms out':>12s}{'in':>6s}{'host GiB':>10s}"
     )
     for name, runs in found.items():
         base = BASES.get(name)
         compared = base in found
         share = f"{stays[name] / stays[base]:8.3f}" if compared else f"{'':8s}"
         ratio = f"{seconds[name] / seconds[base]:8.3f}" if compared else f"{'':8s}"
-        text = f"{name:24s}{stays[name]:12.1f}{share}{runs[-1]['peak_gib']:10.2f}"
+        added = runs[-1]["peak_gib"] - runs[-1]["resident_gib"]
+        text = f"{name:24s}{stays[name]:12.1f}{share}{added:10.2f}"
         text += f"{1e3 * seconds[name]:9.1f}{ratio}"
         moved = runs[-1].get("offload")
         if moved:
             out = moved["offload/sent_bytes"] / 1e9
             text += f"{out:8.2f}{out / seconds[name]:7.1f}"
             text += f"{moved['offload/stayed_bytes'] / 1e9:10.2f}"
-            text += f"{1e3 * moved['offload/wait_seconds']:9.1f}"
+            text += f"{1e3 * moved['offload/wait_out_seconds']:12.1f}"
+            text += f"{1e3 * moved['offload/wait_in_seconds']:6.1f}"
             text += f"{moved['offload/host_high_water_bytes'] / 2**30:10.2f}"
         print(text)
 
 
 def further_mib(run: dict[str, Any], args: argparse.Namespace) -> float:
-    """What a forward adds late in the first rank's warm-up; its chunks are alike but for one."""
+    """What a forward adds late in the first rank's warm-up; its chunks are alike but for one.
+
+    Not the last forwards: their backward follows at once, so that they have no time to travel.
+    """
     warmup = warmup_forwards(0, args.gpus, args.vpp, args.micro_batches, False)
-    seen = run["forwards_mib"][3 : warmup + 1]
+    seen = run["forwards_mib"][3:warmup]
     return float((seen[-1] - seen[0]) / (len(seen) - 1)) if len(seen) > 1 else float("nan")
 
 

@@ -100,7 +100,7 @@ def row(
         "held": max([*steps[-1]["forwards_mib"], *steps[-1]["held_mib"], 0.0]),
         "optimizer": 1 - passes / seconds,
         "exposed": statistics.median(run.get("exposed_ms", 0.0) for run in steps),
-        "wait": 1e3 * offload.get("offload/wait_seconds", 0.0),
+        "wait": 1e3 * sum(offload.get(f"offload/wait_{way}_seconds", 0.0) for way in ("out", "in")),
     }
 
 

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from k2_megatron.offload.pool import Block, HostPool
 from k2_megatron.offload.sizes import PoolSize
 from k2_megatron.offload.slots import LAYERS_THAT_STAY, Itinerary, Pack
-from k2_megatron.offload.streams import Streams
+from k2_megatron.offload.streams import Queue, Streams
 from torch import Tensor, UntypedStorage
 
 
@@ -39,14 +40,27 @@ class Traffic:
     stayed: int = 0
 
 
+_Item = tuple[UntypedStorage, int, Tensor]
+
+
 @dataclass(kw_only=True)
 class _Load:
-    """A pack under way: its block, and (storage, bytes, place) of what is in it."""
+    """A pack or a layer under way, in parts; backward reads the last part first.
+
+    Attributes:
+        block: its place on the host.
+        parts: (storage, bytes, place) of what is in each; the last one grows.
+        known: storages that are in it.
+        sent: mark behind the last copy to the host.
+        arrivals: of each part, the mark behind its copy back.
+        is_away: the device's copies were given up.
+    """
 
     block: Block
-    items: list[tuple[UntypedStorage, int, Tensor]] = field(default_factory=list)
+    parts: list[list[_Item]] = field(default_factory=lambda: [[]])
     known: set[int] = field(default_factory=set)
-    mark: Any = None
+    sent: Any = None
+    arrivals: list[Any] = field(default_factory=list)
     is_away: bool = False
 
 
@@ -94,8 +108,8 @@ class OffloadEngine:
         """Of the last call of the schedule, or of the one under way."""
         return Traffic(sent=self._sent, fetched=self._fetched, stayed=self._stayed)
 
-    def waited_seconds(self) -> float:
-        """How long computation stood waiting for copies in it; waits for the device."""
+    def waited_seconds(self) -> dict[Queue, float]:
+        """How long computation stood waiting for copies out and in in it; waits for the device."""
         return self._streams.waited_seconds()
 
     def provide(self, sizes: Sequence[PoolSize]) -> None:
@@ -152,7 +166,7 @@ class OffloadEngine:
         for pack in self._leaving.get(index, ()):
             self._leave(self._loads[pack])
         if slot.backward in self._loads:
-            self._arrive(self._loads.pop(slot.backward))
+            self._arrive(self._loads.pop(slot.backward), whole=forward)
         for pack in self._coming.get(index, ()):
             self._come(self._loads[pack])
         self._finish_layers()
@@ -174,6 +188,7 @@ class OffloadEngine:
         """
         pack = self._forward
         if pack is None or pack not in self._layers or not hidden.requires_grad:
+            self.begin_part(hidden)
             return
         assert self._plan is not None
         layers = self._layers[pack]
@@ -187,15 +202,34 @@ class OffloadEngine:
         layers.loads.append(load)
         self._open = load if index < self._plan.by_layer[pack] - LAYERS_THAT_STAY else None
 
+    def begin_part(self, tensor: Tensor) -> None:
+        """What is taken from now on is read before what was taken earlier.
+
+        A pack comes back in parts, so that backward waits for what it reads next and for no more.
+
+        Args:
+            tensor: when its gradient is there, the backward of what comes now has ended, and that
+                of what came before has not begun.
+        """
+        load = self._open
+        if load is None or not load.parts[-1] or not tensor.requires_grad:
+            return
+        hook = partial(self._end_part, load, len(load.parts) - 1)
+        tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+        load.parts.append([])
+
+    def _end_part(self, load: _Load, index: int, gradient: Tensor) -> None:
+        """Backward reads the part of this index next."""
+        if self._plan is not None and load.arrivals:
+            self._streams.wait(load.arrivals[index], "in")
+
     def _end_layer(self, pack: Pack, index: int, gradient: Tensor) -> None:
         """The backward of a layer has ended: the one before it is read, one more comes back."""
         if self._plan is None:
             return
         loads = self._layers[pack].loads
         if loads[index - 1].is_away:
-            self._streams.wait(loads[index - 1].mark)
-            # Whoever saved them holds them now, and lets go when they are read.
-            loads[index - 1].items.clear()
+            self._read(loads[index - 1])
         if index >= 2 and loads[index - 2].is_away:
             with torch.no_grad():
                 self._come(loads[index - 2])
@@ -207,7 +241,7 @@ class OffloadEngine:
             return
         assert self._pool is not None
         # What is first in forward comes back last.
-        mark = next((load.mark for load in layers.loads if load.is_away), None)
+        mark = next((load.arrivals[0] for load in layers.loads if load.is_away), None)
         self._pool.give(layers.block, mark)
 
     def take(self, tensor: Tensor) -> None:
@@ -232,30 +266,39 @@ class OffloadEngine:
             self._stayed += nbytes
             return
         load.known.add(storage._cdata)
-        load.mark = self._streams.send(storage, place, load.block.free_after)
-        load.items.append((storage, nbytes, place))
+        load.sent = self._streams.send(storage, place, load.block.free_after)
+        load.parts[-1].append((storage, nbytes, place))
         self._sent += nbytes
 
     def _leave(self, load: _Load) -> None:
         """Give up the device's copies once they are on the host."""
-        if load.items:
-            self._streams.wait(load.mark)
+        if load.parts[0]:
+            self._streams.wait(load.sent, "out")
             load.is_away = True
-        for storage, nbytes, _ in load.items:
+        for storage, nbytes, _ in chain(*load.parts):
             assert storage.nbytes() == nbytes, "somebody else emptied what travels"
             self._streams.empty(storage)
 
     def _come(self, load: _Load) -> None:
-        """Make room on the device and queue the copies back."""
-        for storage, nbytes, _ in load.items:
+        """Make room on the device and queue the copies back, what is read first in front."""
+        for storage, nbytes, _ in chain(*load.parts):
             self._streams.allocate(storage, nbytes)
             self._fetched += nbytes
-        pairs = [(place, storage) for storage, _, place in load.items]
-        load.mark = self._streams.fetch(pairs) if pairs else None
+        for part in reversed(load.parts if load.parts[0] else []):
+            pairs = [(place, storage) for storage, _, place in part]
+            load.arrivals.insert(0, self._streams.fetch(pairs))
 
-    def _arrive(self, load: _Load) -> None:
-        """Backward may read them, and their block is free."""
+    def _read(self, load: _Load, *, whole: bool = False) -> None:
+        """Backward may read the last part, or the whole; `_end_part` sees to the others.
+
+        Whoever saved the tensors holds them now, and lets go when they are read.
+        """
+        self._streams.wait(load.arrivals[0 if whole else -1], "in")
+        load.parts.clear()
+
+    def _arrive(self, load: _Load, *, whole: bool) -> None:
+        """The backward of a pack begins, and its block is free behind the copies."""
         assert self._pool is not None
-        if load.items:
-            self._streams.wait(load.mark)
-        self._pool.give(load.block, load.mark if load.items else load.block.free_after)
+        if load.arrivals:
+            self._read(load, whole=whole)
+        self._pool.give(load.block, load.arrivals[0] if load.arrivals else load.block.free_after)

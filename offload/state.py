@@ -118,7 +118,7 @@ class HostState:
         finally:
             self._sweep = None
             if sweep.last_out is not None:
-                self._streams.wait(sweep.last_out)
+                self._streams.wait(sweep.last_out, "out")
         assert sweep.visited == len(sweep.order), f"sweep {name} ended before its end"
         self._orders[name] = sweep.order
 
@@ -164,7 +164,7 @@ class HostState:
 
         On a CPU the time of all copies.
         """
-        return 0.0 if self._streams is None else self._streams.waited_seconds()
+        return 0.0 if self._streams is None else sum(self._streams.waited_seconds().values())
 
     def settle(self) -> None:
         """Wait until the tensors hold what was computed, before the host itself looks at them."""
@@ -180,7 +180,7 @@ class HostState:
         assert _same(sweep.order, sweep.visited, parts), "state is visited in another order"
         self._fetch_ahead(sweep)
         copies, mark = sweep.waiting.popleft()
-        self._streams.wait(mark)
+        self._streams.wait(mark, "in")
         sweep.visited += 1
         return copies
 

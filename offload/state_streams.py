@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from k2_megatron.offload.streams import CudaStreams, HostCopies, PlainStreams
+from k2_megatron.offload.streams import CudaStreams, HostCopies, PlainStreams, Queue
 from torch import Tensor
 
 # To, from: of one shape and dtype, both contiguous.
@@ -55,20 +55,20 @@ class PlainStateStreams(PlainStreams):
 
     def bring(self, pairs: Pairs, after: Any) -> Any:
         """Copy."""
-        self._copy(pairs)
+        self._copy(pairs, "in")
 
     def take(self, pairs: Pairs) -> Any:
         """Copy."""
-        self._copy(pairs)
+        self._copy(pairs, "out")
 
     def settle(self) -> None:
         """Nothing is under way."""
 
-    def _copy(self, pairs: Pairs) -> None:
+    def _copy(self, pairs: Pairs, queue: Queue) -> None:
         begin = time.perf_counter()
         for target, source in pairs:
             target.copy_(source)
-        self._waited += time.perf_counter() - begin
+        self._waited[queue] += time.perf_counter() - begin
 
 
 class CudaStateStreams(CudaStreams):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from k2_megatron.offload.pages import locked_memory, unlock
@@ -18,6 +18,10 @@ def bytes_of(storage: UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
+# Out: from the device to the host; in: back.
+Queue = Literal["out", "in"]
+
+
 class HostCopies(Protocol):
     """Where copies are queued. A mark is a moment in a queue; marks of one queue pass in order."""
 
@@ -27,10 +31,10 @@ class HostCopies(Protocol):
     def free(self, memory: Tensor) -> None:
         """Give back what `host_memory` gave; nothing that it holds is needed."""
 
-    def wait(self, mark: Any) -> None:
-        """Let the computation queued from now on wait until a mark has passed."""
+    def wait(self, mark: Any, queue: Queue) -> None:
+        """Let the computation queued from now on wait until a mark of a queue has passed."""
 
-    def waited_seconds(self) -> float:
+    def waited_seconds(self) -> dict[Queue, float]:
         """How long computation has stood in `wait` since this was asked; waits for the device."""
 
     def forget_waits(self) -> None:
@@ -69,7 +73,7 @@ class PlainStreams:
     """Copies that are done when the call returns; for a device that is the host."""
 
     def __init__(self) -> None:
-        self._waited = 0.0
+        self._waited: dict[Queue, float] = {"out": 0.0, "in": 0.0}
 
     def host_memory(self, nbytes: int) -> Tensor:
         """Ordinary memory."""
@@ -82,16 +86,16 @@ class PlainStreams:
         """Copy."""
         begin = time.perf_counter()
         place.copy_(bytes_of(storage))
-        self._waited += time.perf_counter() - begin
+        self._waited["out"] += time.perf_counter() - begin
 
     def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
         """Copy."""
         begin = time.perf_counter()
         for place, storage in pairs:
             bytes_of(storage).copy_(place)
-        self._waited += time.perf_counter() - begin
+        self._waited["in"] += time.perf_counter() - begin
 
-    def wait(self, mark: Any) -> None:
+    def wait(self, mark: Any, queue: Queue) -> None:
         """Nothing to wait for."""
 
     def empty(self, storage: UntypedStorage) -> None:
@@ -102,14 +106,15 @@ class PlainStreams:
         """Make it as large as it was."""
         storage.resize_(nbytes)
 
-    def waited_seconds(self) -> float:
+    def waited_seconds(self) -> dict[Queue, float]:
         """The time of all copies: nothing runs beside them."""
-        waited, self._waited = self._waited, 0.0
+        waited = self._waited
+        self.forget_waits()
         return waited
 
     def forget_waits(self) -> None:
         """Begin at 0."""
-        self._waited = 0.0
+        self._waited = {"out": 0.0, "in": 0.0}
 
 
 class CudaStreams:
@@ -127,7 +132,7 @@ class CudaStreams:
     def __init__(self) -> None:
         self._out: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._in: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._waits: list[tuple[Any, Any]] = []
+        self._waits: list[tuple[Queue, Any, Any]] = []
 
     def host_memory(self, nbytes: int) -> Tensor:
         """Page-locked memory.
@@ -162,14 +167,14 @@ class CudaStreams:
                 bytes_of(storage).copy_(place, non_blocking=True)
         return self._in.record_event()
 
-    def wait(self, mark: Any) -> None:
+    def wait(self, mark: Any, queue: Queue) -> None:
         """Let the current stream wait, between two events that tell how long."""
         current = torch.cuda.current_stream()
         begin, end = _timed_event(), _timed_event()
         begin.record(current)
         current.wait_event(mark)
         end.record(current)
-        self._waits.append((begin, end))
+        self._waits.append((queue, begin, end))
 
     def empty(self, storage: UntypedStorage) -> None:
         """Hand the memory to the allocator, in the order of the stream."""
@@ -179,12 +184,15 @@ class CudaStreams:
         """Memory of the current stream."""
         storage.resize_(nbytes)
 
-    def waited_seconds(self) -> float:
+    def waited_seconds(self) -> dict[Queue, float]:
         """Read the events; waits for the last of them."""
         waits, self._waits = self._waits, []
         if waits:
-            waits[-1][1].synchronize()
-        return sum(float(begin.elapsed_time(end)) for begin, end in waits) / 1000
+            waits[-1][2].synchronize()
+        found: dict[Queue, float] = {"out": 0.0, "in": 0.0}
+        for queue, begin, end in waits:
+            found[queue] += float(begin.elapsed_time(end)) / 1000
+        return found
 
     def forget_waits(self) -> None:
         """Drop the events."""

@@ -95,6 +95,7 @@ def _watch_attention(layer: Any, policies: Policies, offload: OffloadEngine) -> 
         if before:
             take(hidden)
         output = forward(*args, **kwargs)
+        offload.begin_part(output[0])
         if behind:
             take(output[0])
         return output

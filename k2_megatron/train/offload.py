@@ -72,12 +72,13 @@ def offload_metrics(session: Session) -> dict[str, float]:
     """
     engine, own = session.model.offload, {}
     if engine is not None:
-        traffic = engine.traffic
+        traffic, waited = engine.traffic, engine.waited_seconds()
         own = {
             tags.OFFLOAD_SENT: traffic.sent,
             tags.OFFLOAD_FETCHED: traffic.fetched,
             tags.OFFLOAD_STAYED: traffic.stayed,
-            tags.OFFLOAD_WAIT: engine.waited_seconds(),
+            tags.OFFLOAD_WAIT_OUT: waited["out"],
+            tags.OFFLOAD_WAIT_IN: waited["in"],
             tags.OFFLOAD_HIGH_WATER: engine.high_water_bytes,
         }
     if session.config.optimizer.optimizer_offload_fraction:

@@ -31,7 +31,8 @@ MEMORY_BYTES = "memory/max_allocated_bytes"
 OFFLOAD_SENT = "offload/sent_bytes"
 OFFLOAD_FETCHED = "offload/fetched_bytes"
 OFFLOAD_STAYED = "offload/stayed_bytes"
-OFFLOAD_WAIT = "offload/wait_seconds"
+OFFLOAD_WAIT_OUT = "offload/wait_out_seconds"
+OFFLOAD_WAIT_IN = "offload/wait_in_seconds"
 OFFLOAD_HIGH_WATER = "offload/host_high_water_bytes"
 OFFLOAD_STATE = "offload/state_bytes"
 OFFLOAD_STATE_WAIT = "offload/state_wait_seconds"
@@ -198,11 +199,8 @@ TABLE = (
                 "bytes",
                 "what was to travel and found no room, of the rank with most",
             ),
-            (
-                OFFLOAD_WAIT,
-                "s",
-                "computation standing still for copies, of the rank with most; all copies on a CPU",
-            ),
+            (OFFLOAD_WAIT_OUT, "s", "computation waiting for copies out; on a CPU all of them"),
+            (OFFLOAD_WAIT_IN, "s", "computation waiting for copies back; on a CPU all of them"),
             (OFFLOAD_HIGH_WATER, "bytes", "host memory in use at once so far, on the fullest rank"),
         )
     ),

@@ -95,7 +95,7 @@ def test_plain_copies_and_less_room() -> None:
     most = _train(layout, options, "memory.preset=k2-full", delayed=True)[0]["metrics"][2]
     part = on[0]["metrics"][2]
     assert 0 < part["offload/sent_bytes"] < 0.7 * most["offload/sent_bytes"]
-    assert part["offload/stayed_bytes"] > 0 and part["offload/wait_seconds"] > 0
+    assert part["offload/stayed_bytes"] > 0 and part["offload/wait_in_seconds"] > 0
     assert on[1]["pool"] == on[1]["high_water"] == 0 < on[0]["high_water"]
 
 

@@ -9,12 +9,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+_PORTS: set[int] = set()
+_PORTS_LOCK = threading.Lock()
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,10 +37,7 @@ def run_jobs(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    ranks = []
+    port, ranks = _free_port(), []
     for rank in range(world_size):
         environment = {
             **os.environ,
@@ -78,6 +78,18 @@ def run_jobs(
         job["name"]: [_result(folder, job["name"], rank) for rank in range(world_size)]
         for job in jobs
     }
+
+
+def _free_port() -> int:
+    """A port that no other thread has got: some systems give the last free one again at once."""
+    with _PORTS_LOCK:
+        while True:
+            with socket.socket() as found:
+                found.bind(("127.0.0.1", 0))
+                port: int = found.getsockname()[1]
+                if port not in _PORTS:
+                    _PORTS.add(port)
+                    return port
 
 
 def _result(folder: Path, name: str, rank: int) -> Any:

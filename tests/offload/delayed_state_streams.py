@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from k2_megatron.offload.state_streams import CudaStateStreams
-from k2_megatron.offload.streams import bytes_of
+from k2_megatron.offload.streams import Queue, bytes_of
 from torch import Tensor
 
 from tests.offload.delayed_streams import POISON, DelayedStreams
@@ -53,11 +53,12 @@ class DelayedStateStreams(DelayedStreams):
         self._queues["out"].append((self._count, lambda: _copy(pairs)))
         return "out", self._count
 
-    def wait(self, mark: Any) -> None:
+    def wait(self, mark: Any, queue: Queue) -> None:
+        assert mark[0] == queue
         if mark[0] == "out":
             self._awaited = mark
         else:
-            super().wait(mark)
+            super().wait(mark, queue)
 
     def settle(self) -> None:
         for queue in self._queues.values():

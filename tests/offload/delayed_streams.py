@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from k2_megatron.offload.streams import CudaStreams, PlainStreams, bytes_of
+from k2_megatron.offload.streams import CudaStreams, PlainStreams, Queue, bytes_of
 from torch import Tensor, UntypedStorage
 
 POISON = 0xFF  # a NaN in every format of floating-point numbers
@@ -48,7 +48,8 @@ class DelayedStreams(PlainStreams):
 
         return self._queue("in", copy)
 
-    def wait(self, mark: Any) -> None:
+    def wait(self, mark: Any, queue: Queue) -> None:
+        assert mark[0] == queue
         self._until(mark)
         self._do_some()
 

@@ -149,6 +149,45 @@ def test_layers_travel_one_by_one_where_backward_follows_at_once(
     assert engine.traffic == Traffic(sent=sent, fetched=sent)
 
 
+def test_pack_comes_back_part_by_part() -> None:
+    """Backward waits for what it reads next, and for no more; late parts are NaN until then."""
+    done = []
+
+    class Watched(DelayedStreams):
+        def wait(self, mark, queue):
+            super().wait(mark, queue)
+            if queue == "in":
+                done.append(mark)
+
+        def _do_some(self):
+            """Nothing is early: what has come has been waited for."""
+
+    engine = OffloadEngine(Watched())
+    plan, count = _in_a_row(4), 5
+    engine.provide(_sizes(plan))
+    packs = []
+    with engine.running(plan):
+        for index in range(4):
+            engine.begin(forward=True, backward=False)
+            start = torch.rand(16, generator=torch.Generator().manual_seed(index)) + 0.5
+            begins = [start.clone().requires_grad_() for _ in range(2)]
+            plain, seen, inputs = begins[0] * 1.0, begins[1] * 1.0, []
+            for _ in range(count):
+                engine.begin_layer(seen)
+                engine.take(seen)
+                inputs.append(seen.detach())
+                plain, seen = Square.apply(plain), Square.apply(seen)
+            packs.append((begins, plain, seen, inputs))
+        for begins, plain, seen, inputs in packs:
+            done.clear()
+            engine.begin(forward=False, backward=True)
+            assert [bool(x.isnan().any()) for x in inputs] == [True] * (count - 1) + [False]
+            plain.sum().backward()
+            seen.sum().backward()
+            assert torch.equal(begins[0].grad, begins[1].grad)
+            assert len(done) == len(set(done)) == count
+
+
 def test_layers_that_are_read_go_while_the_others_come_back() -> None:
     """In backward as in forward, a device holds a few layers and not all of them."""
     most = []
