@@ -126,6 +126,7 @@ def show(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> No
             text += f"{1e3 * moved['offload/wait_in_seconds']:6.1f}"
             text += f"{moved['offload/host_high_water_bytes'] / 2**30:10.2f}"
         print(text)
+    print(json.dumps(found))
 
 
 def further_mib(run: dict[str, Any], args: argparse.Namespace) -> float:
