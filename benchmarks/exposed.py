@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 Interval = tuple[float, float]
 Kernel = tuple[str, float, float]
@@ -32,24 +35,33 @@ def length(intervals: Sequence[Interval]) -> float:
     return sum(end - begin for begin, end in intervals)
 
 
+def is_host_copy(name: str) -> bool:
+    """Whether it is a copy to or from the host, which no multiprocessor sees to."""
+    return name.startswith(("Memcpy HtoD", "Memcpy DtoH"))
+
+
 def communication(kernels: Iterable[Kernel]) -> dict[str, float]:
-    """Times of communication, in the unit of the kernels.
+    """Times of communication and computation, in the unit of the kernels.
 
     Args:
-        kernels: name, begin and end; of several streams.
+        kernels: name, begin and end; of several streams. Copies to and from the host count as
+            neither.
 
     Returns:
-        `communication`, and the part of it during which nothing else ran: `exposed`. A kernel
-        that waits for another rank counts as communication, so imbalance is in both.
+        `communication`, the part of it during which nothing was computed: `exposed`, and
+        `computation`. A kernel that waits for another rank counts as communication, so imbalance is
+        in both.
     """
     sides: tuple[list[Interval], list[Interval]] = ([], [])
     for name, begin, end in kernels:
-        sides[is_communication(name)].append((begin, end))
+        if not is_host_copy(name):
+            sides[is_communication(name)].append((begin, end))
     computing, communicating = (joined(side) for side in sides)
     both = length(joined([*computing, *communicating]))
     return {
         "communication": length(communicating),
         "exposed": both - length(computing),
+        "computation": length(computing),
     }
 
 
@@ -68,17 +80,29 @@ def kernels_of(
     from torch.profiler import ProfilerActivity, profile, schedule
 
     rounds = schedule(wait=0, warmup=warmup, active=1, repeat=1)
-    with profile(activities=[ProfilerActivity.CUDA], schedule=rounds, acc_events=True) as found:
+    with profile(activities=[ProfilerActivity.CUDA], schedule=rounds) as found:
         for _ in range(warmup + 1):
             step()
             torch.cuda.synchronize()
             found.step()
-    if trace is not None:
-        found.export_chrome_trace(str(trace))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json.gz" if trace is None else trace
+        found.export_chrome_trace(str(path))
+        return kernels_of_trace(path)
+
+
+def kernels_of_trace(path: Path) -> list[Kernel]:
+    """Name, begin and end of each kernel, copy and fill in a trace, in microseconds from the first.
+
+    Args:
+        path: `.json.gz`, of one rank.
+    """
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    kinds = ("kernel", "gpu_memcpy", "gpu_memset")
+    found = [event for event in events if event.get("cat") in kinds]
+    first = min((event["ts"] for event in found), default=0.0)
     return [
-        (event.name, event.time_range.start, event.time_range.end)
-        for event in found.events()
-        if str(event.device_type).endswith("CUDA") and "#" not in event.name
+        (event["name"], event["ts"] - first, event["ts"] + event["dur"] - first) for event in found
     ]
 
 

@@ -14,7 +14,8 @@ and a copy that waits stops the others: use 8, or 32 with overlapped expert comm
 MiB a forward: what each further forward of the first rank's warm-up adds, from the fourth on. With
 everything on the GPU it is what a micro-batch holds; with offload, what stays of it while it is
 neither computed nor under way. Added: the peak over what is there before a step, weights,
-gradients and, of ours alone, the optimizer's state.
+gradients and, of ours alone, the optimizer's state. Computing: time in which kernels other than
+NCCL's ran, on the last rank in one profiled step; copies make them slower.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def main() -> None:
         return
     args.vpp = args.vpp if args.gpus > 1 else 1
     shape = ["--pp", str(args.gpus), "--vpp", str(args.vpp), "--layers", str(args.layers)]
-    shape += ["--micro-batches", str(args.micro_batches), "--held"]
+    shape += ["--micro-batches", str(args.micro_batches), "--held", "--exposed"]
     sides = args.sides.split(",")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for _ in range(args.turns):
@@ -106,6 +107,7 @@ def show(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> No
     stays = {name: further_mib(runs[-1], args) for name, runs in found.items()}
     print(
         f"{'':24s}{'MiB/forward':>12s}{'share':>8s}{'added GiB':>10s}{'ms':>9s}{'ratio':>8s}"
+        f"{'computing':>10s}"
         f"{'GB out':>8s}{'GB/s':>7s}{'GB stayed':>10s}"
         f"{'wait ms out':>12s}{'in':>6s}{'host GiB':>10s}"
     )
@@ -116,7 +118,7 @@ def show(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> No
         ratio = f"{seconds[name] / seconds[base]:8.3f}" if compared else f"{'':8s}"
         added = runs[-1]["peak_gib"] - runs[-1]["resident_gib"]
         text = f"{name:24s}{stays[name]:12.1f}{share}{added:10.2f}"
-        text += f"{1e3 * seconds[name]:9.1f}{ratio}"
+        text += f"{1e3 * seconds[name]:9.1f}{ratio}{runs[-1]['computation_ms']:10.1f}"
         moved = runs[-1].get("offload")
         if moved:
             out = moved["offload/sent_bytes"] / 1e9

@@ -91,6 +91,7 @@ def forget(session: Session) -> None:
             for data in (buffer.grad_data, buffer.param_data):
                 data.untyped_storage().resize_(0)
     session.optimizer.__dict__.clear()
+    gc.unfreeze()  # measure() froze what may hold itself
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

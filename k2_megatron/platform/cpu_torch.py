@@ -195,12 +195,13 @@ def separate_coalesced_gathers() -> None:
     """
 
     def gather(
-        group: Any, outputs: list[torch.Tensor], inputs: list[torch.Tensor], options: Any
+        group: Any, outputs: list[torch.Tensor], inputs: list[torch.Tensor], options: Any = None
     ) -> _Works:
+        given = [] if options is None else [options]
         pairs = zip(outputs, inputs, strict=True)
-        return _Works([group._allgather_base(*pair, options) for pair in pairs])
+        return _Works([group._allgather_base(*pair, *given) for pair in pairs])
 
-    # The second is what PyTorch before 2.13 calls it.
+    # The second is what PyTorch before 2.13 calls it, and gives no options.
     for name in ("all_gather_single_coalesced", "allgather_into_tensor_coalesced"):
         if hasattr(dist.ProcessGroup, name):
             setattr(dist.ProcessGroup, name, gather)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_batch_on_this_cp_rank
 
+from k2_megatron.model.leftovers import forget_forward
 from k2_megatron.parallel.flat_shards import flat_shards
 from k2_megatron.parallel.topology import Topology
 from k2_megatron.train.batches import Batch
@@ -106,6 +107,8 @@ def forward_backward(
             micro_batch_size=session.config.schedule.micro_batch_size,
             forward_only=forward_only,
         )
+    for chunk in chunks:
+        forget_forward(chunk)
     return [output["loss"] for output in outputs]
 
 
@@ -128,6 +131,8 @@ def _forward_step(
     )
     if return_schedule_plan:
         output = schedule_plan(session, output)
+    else:
+        forget_forward(model)
     return output, partial(token_loss, batch.get("loss_mask"))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from k2_megatron.memory.policy import policy_of
 from k2_megatron.planner.activations import layer_tensors
 from k2_megatron.planner.job import job_of
+from k2_megatron.train.step import forward_backward
 from tests.distributed.jobs import build, steps, synthetic_batches
 from tests.live_storages import LiveStorages
 
@@ -45,6 +46,18 @@ def live_storages(config_path: str, overrides: list[str], grad: bool = True) -> 
         for tensor in layer_tensors(job, dense=job.shape.is_dense(layer))
     }
     return {"alive": alive, "after": after, "table": table}
+
+
+def left_behind(config_path: str, overrides: list[str]) -> list[tuple[str, int]]:
+    """Operation and bytes of the large storages that a forward and backward leaves."""
+    session = build(config_path, overrides)
+    batches = synthetic_batches(session.config, session, 1)
+    forward_backward(session, batches, forward_only=False)  # buffers are allocated once
+    with LiveStorages() as live:
+        forward_backward(session, batches, forward_only=False)
+        model, schedule = session.config.model, session.config.schedule
+        hidden = schedule.seq_length * model.hidden_size * 2
+        return [(what, size) for what, size in live.alive() if size >= hidden]
 
 
 def shared_outputs_behind_their_sum(config_path: str, overrides: list[str]) -> list[int]:

@@ -45,6 +45,21 @@ def test_gathers_under_way_at_once_are_sound() -> None:
     assert run_ranks("tests.distributed.test_gloo.gather_many", 2) == [expected] * 2
 
 
+def gather_without_options() -> list[float]:
+    """A job: a coalesced gather as PyTorch before 2.13 asks for it, by either name."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    whole = torch.full((size,), float("nan"))
+    names = ("all_gather_single_coalesced", "allgather_into_tensor_coalesced")
+    name = next(name for name in names if hasattr(dist.group.WORLD, name))
+    getattr(dist.group.WORLD, name)([whole], [torch.tensor([float(rank)])]).wait()
+    return whole.tolist()
+
+
+def test_gather_takes_no_options() -> None:
+    found = run_ranks("tests.distributed.test_gloo.gather_without_options", 2)
+    assert found == [[0.0, 1.0]] * 2
+
+
 def scheduling() -> int:
     """A job: how the kernel treats this rank."""
     return os.sched_getscheduler(0)

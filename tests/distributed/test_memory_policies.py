@@ -101,6 +101,21 @@ def test_evaluation_between_steps_changes_nothing() -> None:
     assert evaluated["losses"] == not_evaluated["losses"]
 
 
+@pytest.mark.parametrize("preset", ["none", "k2-lean", "k2-full"])
+@pytest.mark.parametrize("option", [OVERLAP, "parallel.moe_token_dispatcher_type=allgather"])
+def test_nothing_outlives_the_passes(preset: str, option: str) -> None:
+    """Neither a stage's last input nor its gradient is there while the optimizer steps."""
+    layout = Layout(world_size=4, pp=2, vpp=2, ep=2)
+    options = (*layout.overrides(), f"{STAGES}=Et|t|t|ttL", f"memory.preset={preset}")
+    left = run_ranks(
+        "tests.distributed.memory_jobs.left_behind",
+        4,
+        config_path=CONFIG,
+        overrides=[*options, BF16, option, "schedule.seq_length=128"],
+    )
+    assert left == [[]] * 4
+
+
 def test_layers_and_stages_apart() -> None:
     """Other policies in some layers, on some stages; what is only rebuilt stays bit-equal."""
     layout = Layout(world_size=2, pp=2)
