@@ -66,16 +66,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     add_slice_arguments(parser)
     parser.add_argument("--optimizers", default="none", help="none, adamw, muon: each in turn")
+    parser.add_argument("--together", action="store_true", help="one model: none has state, too")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args()
-    given = args.overrides
-    for name in args.optimizers.split(","):
-        args.overrides = [*given, f"optimizer.type={'muonclip' if name == 'muon' else 'adamw'}"]
+    given, names = args.overrides, args.optimizers.split(",")
+    for group in [names] if args.together else [[name] for name in names]:
+        kind = "muonclip" if group[-1] == "muon" else "adamw"
+        args.overrides = [*given, f"optimizer.type={kind}"]
         session = build(args)
-        result = {"optimizer": name, **run(session, args, with_optimizer=name != "none")}
+        for name in group:
+            result = {"optimizer": name, **run(session, args, with_optimizer=name != "none")}
+            if dist.get_rank() == dist.get_world_size() - 1:
+                print(json.dumps(result))
         forget(session)
-        if dist.get_rank() == dist.get_world_size() - 1:
-            print(json.dumps(result))
     dist.destroy_process_group()
 
 

@@ -39,7 +39,7 @@ CORE = {
     "megatron-core defaults": ["plain_core.py", "--defaults"],
 }
 PRESETS = ("none", "k2", "k2-lean", "k2-full")
-OURS = {preset: ["ours.py", "--set", f"memory.preset={preset}"] for preset in PRESETS}
+OURS = {preset: ["ours.py", "--together", "--set", f"memory.preset={preset}"] for preset in PRESETS}
 SIDES = CORE | OURS
 
 

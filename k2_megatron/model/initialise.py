@@ -9,8 +9,9 @@ draws just the rows it holds and every layout begins with the same model.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 
@@ -40,34 +41,65 @@ def initialise_chunk(
         std: standard deviation of the matrices.
     """
     parameters = dict(module.named_parameters())
+    blocks: list[_Block] = []
+    for entry in geometry:
+        parameter = parameters.pop(entry.name)
+        if entry.is_vector:
+            parameter.data.fill_(1.0)
+            continue
+        assert tuple(parameter.shape) == entry.shape, (entry.name, parameter.shape, entry.shape)
+        for piece in entry.pieces:
+            target = parameter.data[slice(*piece.local_rows), slice(*piece.local_cols)]
+            columns = shapes[piece.key][1]
+            blocks += _blocks(piece.key, piece.rows, piece.cols, columns, target)
+    assert not parameters, f"not in the geometry table: {sorted(parameters)}"
     # One generator draws some 130 million numbers a second: minutes for a rank of a large model.
     with ThreadPoolExecutor(DRAWING_THREADS) as threads:
-        for entry in geometry:
-            parameter = parameters.pop(entry.name)
-            if entry.is_vector:
-                parameter.data.fill_(1.0)
-                continue
-            assert tuple(parameter.shape) == entry.shape, (entry.name, parameter.shape, entry.shape)
-            for piece in entry.pieces:
-                columns = shapes[piece.key][1]
-                values = _draw_rows(piece.key, piece.rows, columns, seed, threads)
-                target = parameter.data[slice(*piece.local_rows), slice(*piece.local_cols)]
-                target.copy_(values[:, slice(*piece.cols)].mul_(std))
-    assert not parameters, f"not in the geometry table: {sorted(parameters)}"
+        for _ in threads.map(lambda block: _fill(block, seed, std), blocks):
+            pass
 
 
-def _draw_rows(
-    key: str, rows: tuple[int, int], num_cols: int, seed: int, threads: ThreadPoolExecutor
-) -> torch.Tensor:
-    """Rows [begin, end) of the standard normal matrix `key`, fp32 [rows, num_cols]."""
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """What a rank holds of a block of rows of a canonical matrix.
+
+    Attributes:
+        key: the matrix.
+        number: of the block in it.
+        num_cols: of the matrix.
+        rows, cols: the part in the block.
+        target: where it goes.
+    """
+
+    key: str
+    number: int
+    num_cols: int
+    rows: slice
+    cols: slice
+    target: torch.Tensor
+
+
+def _blocks(
+    key: str, rows: tuple[int, int], cols: tuple[int, int], num_cols: int, target: torch.Tensor
+) -> Iterator[_Block]:
+    """The blocks in which rows [begin, end) of a matrix lie."""
     begin, end = rows
-    first = begin // ROWS_PER_BLOCK
+    for number in range(begin // ROWS_PER_BLOCK, -(-end // ROWS_PER_BLOCK)):
+        first = number * ROWS_PER_BLOCK
+        low, high = max(begin, first), min(end, first + ROWS_PER_BLOCK)
+        yield _Block(
+            key=key,
+            number=number,
+            num_cols=num_cols,
+            rows=slice(low - first, high - first),
+            cols=slice(*cols),
+            target=target[low - begin : high - begin],
+        )
 
-    def draw(block: int) -> torch.Tensor:
-        digest = hashlib.sha256(f"{seed}/{key}/{block}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        return torch.randn(ROWS_PER_BLOCK, num_cols, generator=generator)
 
-    blocks = list(threads.map(draw, range(first, -(-end // ROWS_PER_BLOCK))))
-    offset = begin - first * ROWS_PER_BLOCK
-    return torch.cat(blocks)[offset : offset + end - begin]
+def _fill(block: _Block, seed: int, std: float) -> None:
+    """Draw a block, fp32 [ROWS_PER_BLOCK, num_cols], and write what is held of it."""
+    digest = hashlib.sha256(f"{seed}/{block.key}/{block.number}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    values = torch.randn(ROWS_PER_BLOCK, block.num_cols, generator=generator)
+    block.target.copy_(values[block.rows, block.cols].mul_(std))
