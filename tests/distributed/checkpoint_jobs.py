@@ -37,7 +37,7 @@ def held(session: Session) -> dict[str, Any]:
     for holding in run_holdings(session):
         begin = 0
         for region in holding.regions:
-            values = holding.values[begin : begin + region.size].clone()
+            values = holding.values[begin : begin + region.size].cpu().clone()
             begin += region.size
             name = matrix_name(holding.kind, region.key)
             width = region.cols[1] - region.cols[0]
