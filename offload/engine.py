@@ -47,9 +47,13 @@ _Item = tuple[UntypedStorage, int, Tensor]
 class _Load:
     """A pack or a layer under way, in parts; backward reads the last part first.
 
+    It holds each storage until the computation waits for it to be back: a copy may still write to
+    one that nobody saved.
+
     Attributes:
         block: its place on the host.
-        parts: (storage, bytes, place) of what is in each; the last one grows.
+        parts: (storage, bytes, place) of what is in each; the last one grows, and each is emptied
+            when it is read.
         known: storages that are in it.
         sent: mark behind the last copy to the host.
         arrivals: of each part, the mark behind its copy back.
@@ -109,7 +113,7 @@ class OffloadEngine:
         return Traffic(sent=self._sent, fetched=self._fetched, stayed=self._stayed)
 
     def waited_seconds(self) -> dict[Queue, float]:
-        """How long computation stood waiting for copies out and in in it; waits for the device."""
+        """How long computation waited in it for copies, by direction; waits for the device."""
         return self._streams.waited_seconds()
 
     def provide(self, sizes: Sequence[PoolSize]) -> None:
@@ -166,7 +170,7 @@ class OffloadEngine:
         for pack in self._leaving.get(index, ()):
             self._leave(self._loads[pack])
         if slot.backward in self._loads:
-            self._arrive(self._loads.pop(slot.backward), whole=forward)
+            self._arrive(self._loads.pop(slot.backward), paired=forward)
         for pack in self._coming.get(index, ()):
             self._come(self._loads[pack])
         self._finish_layers()
@@ -221,7 +225,7 @@ class OffloadEngine:
     def _end_part(self, load: _Load, index: int, gradient: Tensor) -> None:
         """Backward reads the part of this index next."""
         if self._plan is not None and load.arrivals:
-            self._streams.wait(load.arrivals[index], "in")
+            self._read(load, index)
 
     def _end_layer(self, pack: Pack, index: int, gradient: Tensor) -> None:
         """The backward of a layer has ended: the one before it is read, one more comes back."""
@@ -229,7 +233,7 @@ class OffloadEngine:
             return
         loads = self._layers[pack].loads
         if loads[index - 1].is_away:
-            self._read(loads[index - 1])
+            self._read(loads[index - 1], -1)
         if index >= 2 and loads[index - 2].is_away:
             with torch.no_grad():
                 self._come(loads[index - 2])
@@ -288,17 +292,19 @@ class OffloadEngine:
             pairs = [(place, storage) for storage, _, place in part]
             load.arrivals.insert(0, self._streams.fetch(pairs))
 
-    def _read(self, load: _Load, *, whole: bool = False) -> None:
-        """Backward may read the last part, or the whole; `_end_part` sees to the others.
+    def _read(self, load: _Load, index: int) -> None:
+        """Backward may read a part; whoever saved its tensors lets go when they are read."""
+        self._streams.wait(load.arrivals[index], "in")
+        load.parts[index] = []
 
-        Whoever saved the tensors holds them now, and lets go when they are read.
+    def _arrive(self, load: _Load, *, paired: bool) -> None:
+        """The backward of a pack begins, and its block is free behind the copies.
+
+        Where a forward runs beside it the whole is waited for: the slot in front was as long as
+        both, so that nothing is won by waiting later.
         """
-        self._streams.wait(load.arrivals[0 if whole else -1], "in")
-        load.parts.clear()
-
-    def _arrive(self, load: _Load, *, whole: bool) -> None:
-        """The backward of a pack begins, and its block is free behind the copies."""
         assert self._pool is not None
         if load.arrivals:
-            self._read(load, whole=whole)
+            for index in range(len(load.parts)) if paired else [-1]:
+                self._read(load, index)
         self._pool.give(load.block, load.arrivals[0] if load.arrivals else load.block.free_after)

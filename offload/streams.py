@@ -123,10 +123,10 @@ class CudaStreams:
     No memory is marked by `record_stream` here: the allocator would keep it from reuse until the
     host has seen the copy end, and the host is ahead. (Overlapped expert communication marks the
     residual, fine_grained_callables.py:576, which comes back later for it.) It is not needed,
-    because the current stream waits for a copy before the memory is given up or read, and every
-    other stream that computes in a slot begins behind the current one
-    (model_chunk_schedule_plan.py:374: the plan's event, which each node waits for). Not measured on
-    a GPU yet.
+    because the stream that computes waits for a copy before the memory is given up or read: the
+    current one where a slot begins, that of the tensor's node in a hook of backward. Whoever
+    computes on another stream begins behind it (model_chunk_schedule_plan.py:374: the plan's event,
+    which each node waits for).
     """
 
     def __init__(self) -> None:

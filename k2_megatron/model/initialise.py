@@ -50,6 +50,8 @@ def initialise_chunk(
         assert tuple(parameter.shape) == entry.shape, (entry.name, parameter.shape, entry.shape)
         for piece in entry.pieces:
             target = parameter.data[slice(*piece.local_rows), slice(*piece.local_cols)]
+            held = (piece.rows[1] - piece.rows[0], piece.cols[1] - piece.cols[0])
+            assert tuple(target.shape) == held, (entry.name, piece)
             columns = shapes[piece.key][1]
             blocks += _blocks(piece.key, piece.rows, piece.cols, columns, target)
     assert not parameters, f"not in the geometry table: {sorted(parameters)}"

@@ -11,14 +11,14 @@ from megatron.core.utils import get_attr_wrapped_model
 
 
 def forget_forward(chunk: Any) -> None:
-    """Let go a chunk's last input and its gradient; the schedule holds what is still to be read.
+    """Let go a chunk's last input and its gradient when the passes have ended.
 
     A chunk keeps what the stage before has sent (transformer_block.py:578), and its dispatchers the
     router's weights, whose graph ends in it (token_dispatcher.py:291 and 610): two hidden states a
     chunk until its next forward, also through the optimizer's step.
 
     Args:
-        chunk: GPTModel or a wrapper of it, whose forward has run.
+        chunk: GPTModel or a wrapper of it.
     """
     get_attr_wrapped_model(chunk, "set_input_tensor")(None)
     for module in chunk.modules():

@@ -131,8 +131,6 @@ def _forward_step(
     )
     if return_schedule_plan:
         output = schedule_plan(session, output)
-    else:
-        forget_forward(model)
     return output, partial(token_loss, batch.get("loss_mask"))
 
 

@@ -199,8 +199,8 @@ TABLE = (
                 "bytes",
                 "what was to travel and found no room, of the rank with most",
             ),
-            (OFFLOAD_WAIT_OUT, "s", "computation waiting for copies out; on a CPU all of them"),
-            (OFFLOAD_WAIT_IN, "s", "computation waiting for copies back; on a CPU all of them"),
+            (OFFLOAD_WAIT_OUT, "s", "waiting for copies out, of the rank with most; on a CPU all"),
+            (OFFLOAD_WAIT_IN, "s", "waiting for copies back, of the rank with most; on a CPU all"),
             (OFFLOAD_HIGH_WATER, "bytes", "host memory in use at once so far, on the fullest rank"),
         )
     ),

@@ -59,4 +59,5 @@ def train_varied(
         found["high_water"] = engine.high_water_bytes
         found["planned"] = total_bytes(rank_pool(job, session.topology.pp.rank))
         found["traffic"] = vars(engine.traffic)
+        found["fetches"] = getattr(engine._streams, "fetches", None)
     return found

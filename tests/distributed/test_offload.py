@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from k2_megatron.offload.slots import LAYERS_THAT_STAY
 
+from k2_megatron.planner.offload import travel_plan
 from tests.distributed.harness import run_ranks
 from tests.distributed.layouts import Layout
 
@@ -79,6 +81,20 @@ def test_k2_full_is_k2_bit_for_bit(layout: Layout, options: tuple[str, ...]) -> 
         assert rank["metrics"][0].keys() == first.keys()
         # With experts divided over ranks, the router decides whether all finds room.
         assert layout.ep > 1 or all(not one["offload/stayed_bytes"] for one in rank["metrics"])
+
+
+def test_layers_come_back_in_two_parts() -> None:
+    """What the MLP reads, and what attention reads behind it."""
+    layout, options = CASES[2]
+    ranks = _train(layout, options, "memory.preset=k2-full", delayed=True)
+    layers = ((1, 1), (1, 3))  # of each rank's chunks; MTP's is one
+    for rank, (found, counts) in enumerate(zip(ranks, layers, strict=True)):
+        expected = 0
+        for num_micro_batches in (4, 2, 8):
+            plan = travel_plan(rank, 2, 2, num_micro_batches, False, counts)
+            expected += sum(2 * counts[chunk] for chunk, _ in plan.journeys)
+            expected += sum(2 * (count - LAYERS_THAT_STAY) for count in plan.by_layer.values())
+        assert found["fetches"] == expected > 0
 
 
 def test_host_without_fp8_is_keeping_bit_for_bit() -> None:

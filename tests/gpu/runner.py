@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,14 @@ def run_jobs(
 
 def _free_port() -> int:
     """A port that no other thread has got: some systems give the last free one again at once."""
-    with _PORTS_LOCK:
+    with _PORTS_LOCK, ExitStack() as refused:
         while True:
-            with socket.socket() as found:
-                found.bind(("127.0.0.1", 0))
-                port: int = found.getsockname()[1]
-                if port not in _PORTS:
-                    _PORTS.add(port)
-                    return port
+            found = refused.enter_context(socket.socket())
+            found.bind(("127.0.0.1", 0))
+            port: int = found.getsockname()[1]
+            if port not in _PORTS:
+                _PORTS.add(port)
+                return port
 
 
 def _result(folder: Path, name: str, rank: int) -> Any:

@@ -66,5 +66,5 @@ def test_another_platform_goes_on(
     for name, values in before.items():
         assert torch.equal(values, after[name]), name
     if dtype == "fp32":
-        # Two steps of a model whose gradients agree within 1e-4 (test_gpu.py).
-        assert resumed["losses"] == pytest.approx(saved["losses"], rel=1e-4)
+        # The bound of test_gpu.py, for as many steps.
+        assert resumed["losses"] == pytest.approx(saved["losses"], rel=1e-5)

@@ -32,6 +32,7 @@ class DelayedStreams(PlainStreams):
         }
         self._count = 0
         self.poisoned = 0
+        self.fetches = 0
 
     def host_memory(self, nbytes: int) -> Tensor:
         return torch.full((nbytes,), POISON, dtype=torch.uint8)
@@ -46,6 +47,7 @@ class DelayedStreams(PlainStreams):
             for place, storage in pairs:
                 bytes_of(storage).copy_(place)
 
+        self.fetches += 1
         return self._queue("in", copy)
 
     def wait(self, mark: Any, queue: Queue) -> None:

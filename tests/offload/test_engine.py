@@ -15,6 +15,7 @@ from k2_megatron.offload.pool import Block, HostPool
 from k2_megatron.offload.sizes import ALIGNMENT, PoolSize, pool_sizes, total_bytes
 from k2_megatron.offload.slots import Itinerary, itinerary, slots_of
 from k2_megatron.offload.streams import PlainStreams, Streams
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.live_storages import LiveStorages
 from tests.offload.delayed_streams import DelayedStreams
@@ -186,6 +187,50 @@ def test_pack_comes_back_part_by_part() -> None:
             seen.sum().backward()
             assert torch.equal(begins[0].grad, begins[1].grad)
             assert len(done) == len(set(done)) == count
+
+
+def test_pack_comes_back_as_a_whole_where_a_forward_runs_beside() -> None:
+    engine = OffloadEngine(DelayedStreams())
+    plan = itinerary_of(0, 2, 2, 8, overlap=True)
+    paired = [slot for slot in plan.slots if slot.forward and slot.backward in plan.journeys]
+    engine.provide(_sizes(plan))
+    alive = {}
+    with engine.running(plan):
+        for slot in plan.slots:
+            engine.begin(forward=slot.forward is not None, backward=slot.backward is not None)
+            if slot.backward in plan.journeys:
+                back = [not bool(x.isnan().any()) for x in alive.pop(slot.backward)]
+                assert back[-1] and (all(back) or slot not in paired)
+            if slot.forward is not None:
+                alive[slot.forward] = [torch.ones(16, requires_grad=True) * 1.0 for _ in range(4)]
+                for x in alive[slot.forward]:
+                    engine.begin_part(x)
+                    engine.take(x)
+    assert paired
+
+
+def test_storage_that_nobody_saved_is_held_until_its_copy_is_waited_for() -> None:
+    """The copy back is queued and writes to it, whoever else has let go."""
+    engine = OffloadEngine(PlainStreams())
+    plan = _in_a_row(4)
+    engine.provide(_sizes(plan))
+    gates, watched = [], []
+    with engine.running(plan):
+        for _ in range(4):
+            engine.begin(forward=True, backward=False)
+            first, second = (torch.ones(16, requires_grad=True) * 1.0 for _ in range(2))
+            engine.begin_part(first)
+            engine.take(first)
+            engine.begin_part(second)
+            engine.take(second.detach())
+            watched.append(StorageWeakRef(first.untyped_storage()))
+            gates.append(second * 1.0)
+            del first, second
+        for gate, watch in zip(gates, watched, strict=True):
+            engine.begin(forward=False, backward=True)
+            assert not watch.expired()
+            gate.sum().backward()
+            assert watch.expired()
 
 
 def test_layers_that_are_read_go_while_the_others_come_back() -> None:
