@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Run the matrix and compare: python -m tests.gpu.matrix [--gpus 1|2] [--report FILE].
+"""Run the matrix and compare: python -m tests.gpu.matrix [--gpus 1|2] [--only REGEX].
 
 The reference of every case is one GPU; a case that names another with the same computation must
 also equal that bit for bit.
@@ -9,6 +9,7 @@ also equal that bit for bit.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -71,15 +72,24 @@ class Row:
         )
 
 
-def run_matrix(num_gpus: int, folder: Path, timeout_seconds: float = 420) -> list[Row]:
-    """Every case that fits on `num_gpus` GPUs, compared."""
+def run_matrix(
+    num_gpus: int, folder: Path, timeout_seconds: float = 420, only: str = ""
+) -> list[Row]:
+    """Every case that fits on `num_gpus` GPUs, compared.
+
+    Args:
+        only: regular expression; cases whose name it finds, and those they are compared with.
+    """
     cases = [*ONE_GPU, *(TWO_GPUS if num_gpus > 1 else ())]
+    chosen = [case for case in cases if re.search(only, case.name)]
+    needed = {name for case in chosen for name in (case.name, case.reference, case.same_as)}
+    cases = [case for case in cases if case.name in needed]
     results: dict[str, list[Any]] = {}
 
     def run(world_size: int) -> dict[str, list[Any]]:
-        chosen = [case.job() for case in cases if case.world_size == world_size]
+        jobs = [case.job() for case in cases if case.world_size == world_size]
         return run_jobs(
-            chosen, world_size, folder / f"gpus_{world_size}", timeout_seconds=timeout_seconds
+            jobs, world_size, folder / f"gpus_{world_size}", timeout_seconds=timeout_seconds
         )
 
     # The models are small: one GPU holds a reference and a rank of the matrix at once.
@@ -150,10 +160,11 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count(), choices=(1, 2))
     parser.add_argument("--timeout-seconds", type=float, default=420)
+    parser.add_argument("--only", default="", help="regular expression of cases")
     parser.add_argument("--logs", type=Path, help="keep the ranks' logs and results in this folder")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
-        rows = run_matrix(args.gpus, args.logs or Path(folder), args.timeout_seconds)
+        rows = run_matrix(args.gpus, args.logs or Path(folder), args.timeout_seconds, args.only)
     print(f"{torch.cuda.get_device_name()} x {args.gpus}, PyTorch {torch.__version__}")
     for row in rows:
         print(row)
