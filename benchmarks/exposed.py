@@ -40,23 +40,29 @@ def is_host_copy(name: str) -> bool:
     return name.startswith(("Memcpy HtoD", "Memcpy DtoH"))
 
 
-def communication(kernels: Iterable[Kernel]) -> dict[str, float]:
-    """Times of communication and computation, in the unit of the kernels.
+def sides_of(kernels: Iterable[Kernel]) -> tuple[list[Interval], list[Interval]]:
+    """When something was computed, and when something was communicated.
 
     Args:
         kernels: name, begin and end; of several streams. Copies to and from the host count as
             neither.
+    """
+    sides: tuple[list[Interval], list[Interval]] = ([], [])
+    for name, begin, end in kernels:
+        if not is_host_copy(name):
+            sides[is_communication(name)].append((begin, end))
+    return joined(sides[False]), joined(sides[True])
+
+
+def communication(kernels: Iterable[Kernel]) -> dict[str, float]:
+    """Times of communication and computation, in the unit of the kernels.
 
     Returns:
         `communication`, the part of it during which nothing was computed: `exposed`, and
         `computation`. A kernel that waits for another rank counts as communication, so imbalance is
         in both.
     """
-    sides: tuple[list[Interval], list[Interval]] = ([], [])
-    for name, begin, end in kernels:
-        if not is_host_copy(name):
-            sides[is_communication(name)].append((begin, end))
-    computing, communicating = (joined(side) for side in sides)
+    computing, communicating = sides_of(kernels)
     both = length(joined([*computing, *communicating]))
     return {
         "communication": length(communicating),

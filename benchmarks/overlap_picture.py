@@ -12,15 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from exposed import (
-    Interval,
-    communication,
-    is_communication,
-    is_host_copy,
-    joined,
-    kernels_of_trace,
-    length,
-)
+from exposed import Interval, communication, kernels_of_trace, length, sides_of
 
 COMPUTED, HIDDEN, EXPOSED = "#4c78a8", "#9aa0a6", "#e45756"
 
@@ -55,15 +47,8 @@ def main() -> None:
         len(args.traces), figsize=(11, 1.9 * len(args.traces)), sharex=True, squeeze=False
     )
     for path, axes in zip(args.traces, every[:, 0], strict=True):
-        kernels = [
-            (name, begin / 1e3, end / 1e3)
-            for name, begin, end in kernels_of_trace(path)
-            if not is_host_copy(name)
-        ]
-        computing, communicating = (
-            joined((begin, end) for name, begin, end in kernels if is_communication(name) is kind)
-            for kind in (False, True)
-        )
+        kernels = [(name, begin / 1e3, end / 1e3) for name, begin, end in kernels_of_trace(path)]
+        computing, communicating = sides_of(kernels)
         lanes = (
             (1.0, computing, COMPUTED),
             (0.0, communicating, HIDDEN),

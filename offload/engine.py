@@ -56,7 +56,8 @@ class _Load:
             when it is read.
         known: storages that are in it.
         sent: mark behind the last copy to the host.
-        arrivals: of each part, the mark behind its copy back.
+        arrivals: of each part, the mark behind its copy back; empty while nothing has to be
+            waited for.
         is_away: the device's copies were given up.
     """
 
@@ -288,9 +289,12 @@ class OffloadEngine:
         for storage, nbytes, _ in chain(*load.parts):
             self._streams.allocate(storage, nbytes)
             self._fetched += nbytes
-        for part in reversed(load.parts if load.parts[0] else []):
-            pairs = [(place, storage) for storage, _, place in part]
-            load.arrivals.insert(0, self._streams.fetch(pairs))
+        if load.parts[0]:
+            marks = [
+                self._streams.fetch([(place, storage) for storage, _, place in part])
+                for part in reversed(load.parts)
+            ]
+            load.arrivals = marks[::-1]
 
     def _read(self, load: _Load, index: int) -> None:
         """Backward may read a part; whoever saved its tensors lets go when they are read."""
@@ -304,7 +308,11 @@ class OffloadEngine:
         both, so that nothing is won by waiting later.
         """
         assert self._pool is not None
-        if load.arrivals:
-            for index in range(len(load.parts)) if paired else [-1]:
-                self._read(load, index)
-        self._pool.give(load.block, load.arrivals[0] if load.arrivals else load.block.free_after)
+        # What is first in forward comes back last.
+        last = load.arrivals[0] if load.arrivals else load.block.free_after
+        if load.arrivals and paired:
+            self._streams.wait(last, "in")
+            load.parts, load.arrivals = [], []
+        elif load.arrivals:
+            self._read(load, -1)
+        self._pool.give(load.block, last)

@@ -67,5 +67,5 @@ def scheduling() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no SCHED_BATCH")
 def test_ranks_do_not_interrupt_each_other() -> None:
-    """A step of four tensor ranks on two cores takes half as long."""
+    """Four ranks on two cores compute fewer tokens a second otherwise (CHANGELOG.md)."""
     assert run_ranks("tests.distributed.test_gloo.scheduling", 2) == [os.SCHED_BATCH] * 2
