@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import os
 import statistics
 import sys
@@ -62,6 +63,24 @@ def wait_for_turn() -> None:
     """Return when slice.py says so, or at once where nobody started this side in turns."""
     if "BENCHMARK_IN_TURNS" in os.environ and sys.stdin.readline() != "go\n":
         raise SystemExit("slice.py is gone")
+
+
+def draw_on_gpu() -> None:
+    """Let k2_megatron draw its weights by the GPU's generators.
+
+    The same model in every layout, as theirs, but another than a CPU draws, and there in a second.
+    """
+    from k2_megatron.model import initialise
+
+    def fill(block: Any, seed: int, std: float) -> None:
+        digest = hashlib.sha256(f"{seed}/{block.key}/{block.number}".encode()).digest()
+        device = block.target.device  # threads do not know which is the rank's
+        generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        size = initialise.ROWS_PER_BLOCK, block.num_cols
+        values = torch.randn(size, generator=generator, device=device)
+        block.target.copy_(values[block.rows, block.cols].mul_(std))
+
+    initialise._fill = fill
 
 
 def measure(

@@ -147,7 +147,7 @@ def train(case: Case) -> dict[str, Any]:
     """Train three steps as one rank and tell its peak."""
     import torch
     import torch.distributed as dist
-    from measure import wait_for_turn
+    from measure import draw_on_gpu, wait_for_turn
 
     from k2_megatron.platform.select import current_platform
 
@@ -160,6 +160,7 @@ def train(case: Case) -> dict[str, Any]:
     wait_for_turn()
     platform.prepare(rank)
     dist.init_process_group(platform.backend, **platform.process_group_options())
+    draw_on_gpu()
     session = build_session(config, platform, world_size)
     # Building holds parameters twice for a moment; a run's own metrics count that too, the plan
     # is about training.

@@ -5,7 +5,7 @@
     python3 benchmarks/stability.py [--steps 300] [--out docs/images/stability.png]
     python3 benchmarks/stability.py --config examples/configs/k2-tiny.yaml --steps 40   on a CPU
 
-All train at once, on the same GPU, from the same weights on the same text, which
+All train at once, spread over the GPUs there are, from the same weights on the same text, which
 `k2-megatron data prepare --python-stdlib --tokenizer byte --output datasets/python-stdlib` makes.
 The picture has their losses and largest attention logits; a spike is the most that a step's loss
 lies over the mean of the 20 before it.
@@ -20,9 +20,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from pictures import save_curves
 
 ROOT = Path(__file__).parents[1]
@@ -47,10 +49,16 @@ def main() -> None:
     args = parser.parse_args()
     print(f"command: python3 {' '.join(sys.argv)}")
     with tempfile.TemporaryDirectory() as folder:
-        processes = [train(args, Path(folder), index) for index in range(len(RUNS))]
-        for name, process in zip(RUNS, processes, strict=True):
-            if process.wait():
-                raise SystemExit(f"{name} failed: {(Path(folder) / f'{name}.log').read_text()}")
+        gpus = visible_gpus()
+        processes = {
+            name: train(args, Path(folder), index, gpus[index % len(gpus)] if gpus else "")
+            for index, name in enumerate(RUNS)
+        }
+        try:
+            wait_for(processes, Path(folder), args.steps)
+        finally:
+            for process in processes.values():
+                process.kill()
         records = {name: read(Path(folder), index) for index, name in enumerate(RUNS)}
     for name, rows in records.items():
         losses = [row["loss"] for row in rows]
@@ -67,7 +75,15 @@ def main() -> None:
     print(f"{args.out} written")
 
 
-def train(args: argparse.Namespace, folder: Path, index: int) -> subprocess.Popen[bytes]:
+def visible_gpus() -> list[str]:
+    """What a run may be given; empty on a CPU."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def train(args: argparse.Namespace, folder: Path, index: int, gpu: str) -> subprocess.Popen[bytes]:
     """Start one run."""
     name, options = list(RUNS.items())[index]
     given = [
@@ -80,10 +96,25 @@ def train(args: argparse.Namespace, folder: Path, index: int) -> subprocess.Pope
             *(word for one in given for word in ("--set", one)),
         ],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu},
         stdout=(folder / f"{name}.log").open("wb"),
         stderr=subprocess.STDOUT,
     )
+
+
+def wait_for(processes: dict[str, subprocess.Popen[bytes]], folder: Path, steps: int) -> None:
+    """Tell every 20 seconds how far they are, until all are done or one has failed."""
+    began, said = time.monotonic(), 0.0
+    while any(process.poll() is None for process in processes.values()):
+        time.sleep(1)
+        for name, process in processes.items():
+            if process.poll():
+                raise SystemExit(f"{name} failed: {(folder / f'{name}.log').read_text()}")
+        if time.monotonic() - max(said, began) > 20:
+            said = time.monotonic()
+            paths = [folder / f"run-{index}" / "metrics.jsonl" for index in range(len(RUNS))]
+            done = [path.read_text().count("\n") if path.exists() else 0 for path in paths]
+            print(f"{said - began:.0f} s: steps {', '.join(map(str, done))} of {steps}", flush=True)
 
 
 def read(folder: Path, index: int) -> list[dict[str, Any]]:

@@ -66,7 +66,8 @@ def main() -> None:
         for name, runs in sides_that_go_well(given, args.gpus):
             for run in runs:
                 found.setdefault(name, {}).setdefault(run["optimizer"], []).append(run)
-            print(name, *(f"{1e3 * run['seconds']:.1f} ms" for run in runs), flush=True)
+            times = (f"{1e3 * run['seconds']:.1f} ms" for run in runs)
+            print(name, *times, f"peak {runs[-1]['peak_gib']:.2f} GiB", flush=True)
     ceiling = product_flops(torch.device("cuda")) / 1e12
     any_run = next(iter(found.values()))[optimizers[-1]][0]
     print(

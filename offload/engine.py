@@ -21,7 +21,7 @@ import torch
 from k2_megatron.offload.pool import Block, HostPool
 from k2_megatron.offload.sizes import PoolSize
 from k2_megatron.offload.slots import LAYERS_THAT_STAY, Itinerary, Pack
-from k2_megatron.offload.streams import Queue, Streams
+from k2_megatron.offload.streams import Pair, Queue, Streams
 from torch import Tensor, UntypedStorage
 
 
@@ -40,6 +40,11 @@ class Traffic:
     stayed: int = 0
 
 
+# A copy takes the host more time than the copy engine needs for a small tensor, so these are sent
+# together; a large one goes at once, with those in front of it.
+SEND_BYTES = 64 * 2**20
+EMPTIED = "somebody else emptied what travels"
+
 _Item = tuple[UntypedStorage, int, Tensor]
 
 
@@ -52,6 +57,9 @@ class _Load:
 
     Attributes:
         block: its place on the host.
+        unsent: what is copied to the host next.
+        unsent_bytes: of it.
+        made_on: where it was computed.
         parts: (storage, bytes, place) of what is in each; the last one grows, and each is emptied
             when it is read.
         known: storages that are in it.
@@ -62,6 +70,9 @@ class _Load:
     """
 
     block: Block
+    unsent: list[Pair] = field(default_factory=list)
+    unsent_bytes: int = 0
+    made_on: Any = None
     parts: list[list[_Item]] = field(default_factory=lambda: [[]])
     known: set[int] = field(default_factory=set)
     sent: Any = None
@@ -168,6 +179,7 @@ class OffloadEngine:
         assert given == (forward, backward), f"slot {index} is {slot}"
         assert self._pool is not None
         self._pool.note_use()
+        self._send()
         for pack in self._leaving.get(index, ()):
             self._leave(self._loads[pack])
         if slot.backward in self._loads:
@@ -196,6 +208,7 @@ class OffloadEngine:
             self.begin_part(hidden)
             return
         assert self._plan is not None
+        self._send()
         layers = self._layers[pack]
         index = len(layers.loads)
         if index >= LAYERS_THAT_STAY:
@@ -219,6 +232,7 @@ class OffloadEngine:
         load = self._open
         if load is None or not load.parts[-1] or not tensor.requires_grad:
             return
+        self._send()
         hook = partial(self._end_part, load, len(load.parts) - 1)
         tensor.register_hook(hook)  # type: ignore[no-untyped-call]
         load.parts.append([])
@@ -271,9 +285,26 @@ class OffloadEngine:
             self._stayed += nbytes
             return
         load.known.add(storage._cdata)
-        load.sent = self._streams.send(storage, place, load.block.free_after)
         load.parts[-1].append((storage, nbytes, place))
         self._sent += nbytes
+        here = self._streams.here()
+        if here != load.made_on:
+            self._send()
+        load.made_on = here
+        load.unsent.append((storage, place))
+        load.unsent_bytes += nbytes
+        if load.unsent_bytes >= SEND_BYTES:
+            self._send()
+
+    def _send(self) -> None:
+        """Queue the copies of what was taken and not sent yet."""
+        load = self._open
+        if load is None or not load.unsent:
+            return
+        for storage, place in load.unsent:
+            assert storage.nbytes() == place.numel(), EMPTIED
+        load.sent = self._streams.send(load.unsent, load.made_on, load.block.free_after)
+        load.unsent, load.unsent_bytes = [], 0
 
     def _leave(self, load: _Load) -> None:
         """Give up the device's copies once they are on the host."""
@@ -281,7 +312,7 @@ class OffloadEngine:
             self._streams.wait(load.sent, "out")
             load.is_away = True
         for storage, nbytes, _ in chain(*load.parts):
-            assert storage.nbytes() == nbytes, "somebody else emptied what travels"
+            assert storage.nbytes() == nbytes, EMPTIED
             self._streams.empty(storage)
 
     def _come(self, load: _Load) -> None:
@@ -291,7 +322,7 @@ class OffloadEngine:
             self._fetched += nbytes
         if load.parts[0]:
             marks = [
-                self._streams.fetch([(place, storage) for storage, _, place in part])
+                self._streams.fetch([(storage, place) for storage, _, place in part])
                 for part in reversed(load.parts)
             ]
             load.arrivals = marks[::-1]

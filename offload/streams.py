@@ -18,6 +18,8 @@ def bytes_of(storage: UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
+# A storage on the device and its place on the host.
+Pair = tuple[UntypedStorage, Tensor]
 # Out: from the device to the host; in: back.
 Queue = Literal["out", "in"]
 
@@ -44,18 +46,22 @@ class HostCopies(Protocol):
 class Streams(HostCopies, Protocol):
     """One queue out and one in, of storages whose memory is given up between the two."""
 
-    def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
-        """Copy a storage to the host, behind what has been queued to compute it.
+    def here(self) -> Any:
+        """Where computation is queued now."""
+
+    def send(self, pairs: Sequence[Pair], behind: Any, after: Any) -> Any:
+        """Copy storages to the host, behind what has been queued to compute them.
 
         Args:
-            place: uint8 on the host, as many bytes.
-            after: mark before which `place` may not be written; None: there is none.
+            pairs: places on the host are uint8, of as many bytes.
+            behind: where they are computed: what `here` was.
+            after: mark before which the places may not be written; None: there is none.
 
         Returns:
-            The mark behind the copy.
+            The mark behind the last copy.
         """
 
-    def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
+    def fetch(self, pairs: Sequence[Pair]) -> Any:
         """Copy places on the host to storages, behind what has been queued to compute.
 
         Returns:
@@ -82,16 +88,20 @@ class PlainStreams:
     def free(self, memory: Tensor) -> None:
         """Nothing: it goes with its last tensor."""
 
-    def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
+    def here(self) -> Any:
+        """There is one place."""
+
+    def send(self, pairs: Sequence[Pair], behind: Any, after: Any) -> Any:
         """Copy."""
         begin = time.perf_counter()
-        place.copy_(bytes_of(storage))
+        for storage, place in pairs:
+            place.copy_(bytes_of(storage))
         self._waited["out"] += time.perf_counter() - begin
 
-    def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
+    def fetch(self, pairs: Sequence[Pair]) -> Any:
         """Copy."""
         begin = time.perf_counter()
-        for place, storage in pairs:
+        for storage, place in pairs:
             bytes_of(storage).copy_(place)
         self._waited["in"] += time.perf_counter() - begin
 
@@ -146,24 +156,28 @@ class CudaStreams:
         """Wait for all copies and unlock it."""
         unlock(memory)
 
-    def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
-        """Queue a copy on the stream out, behind the current stream."""
-        source = bytes_of(storage)
-        self._out.wait_stream(torch.cuda.current_stream())
+    def here(self) -> Any:
+        """The current stream."""
+        return torch.cuda.current_stream()
+
+    def send(self, pairs: Sequence[Pair], behind: Any, after: Any) -> Any:
+        """Queue copies on the stream out, behind a stream."""
+        self._out.wait_stream(behind)
         if after is not None:
             self._out.wait_event(after)
         with torch.cuda.stream(self._out):
-            place.copy_(source, non_blocking=True)
+            for storage, place in pairs:
+                place.copy_(bytes_of(storage), non_blocking=True)
         return self._out.record_event()
 
-    def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
+    def fetch(self, pairs: Sequence[Pair]) -> Any:
         """Queue copies on the stream in, behind the current stream.
 
         The memory was allocated on that one, and may still be in use by what is queued there.
         """
         self._in.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._in):
-            for place, storage in pairs:
+            for storage, place in pairs:
                 bytes_of(storage).copy_(place, non_blocking=True)
         return self._in.record_event()
 

@@ -20,7 +20,7 @@ from k2_megatron.memory.policy import Policies, on_host
 from k2_megatron.memory.resolve import layer_policies
 from k2_megatron.model.initialise import initialise_chunk
 from k2_megatron.model.memory import install
-from k2_megatron.model.routing import skip_needless_sort
+from k2_megatron.model.routing import compute_shared_expert_late, skip_needless_sort
 from k2_megatron.model.shape import model_shape, pipeline_layout
 from k2_megatron.model.spec import decoder_spec, mtp_spec
 from k2_megatron.model.transformer import transformer_config
@@ -193,6 +193,7 @@ def _build_chunk(
     if hasattr(module, "embedding"):
         add_rows_to_main_grad(module.embedding)
     skip_needless_sort(module)
+    compute_shared_expert_late(module)
     return module.to(platform.device)
 
 

@@ -41,6 +41,7 @@ class CudaPlatform(Platform):
         engine.silence_known_warnings()
         engine.mend_output_discarding_checkpoint()
         engine.mend_loss_that_waits()
+        engine.mend_counts_that_queue()
         weight_gradient.lend()
 
     @property

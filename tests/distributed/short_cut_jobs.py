@@ -9,6 +9,7 @@ from typing import Any
 import megatron.core.transformer.moe.token_dispatcher as dispatchers
 import torch
 import torch.nn.functional as F
+from k2_megatron.recompute.mlp import SharedExpert
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 
 import k2_megatron.model.build as build_module
@@ -48,6 +49,39 @@ def sorts(config_path: str, overrides: list[str]) -> dict[str, Any]:
         found[name] |= jobs.train(config_path, overrides, num_steps=2)
         _forget()
     build_module.skip_needless_sort, dispatchers.sort_chunks_by_idxs = skip, sort
+    return found
+
+
+def shared_experts(config_path: str, overrides: list[str]) -> dict[str, Any]:
+    """Steps with the shared expert in front of the router, and where it is put, with the order of
+    the first layer's calls."""
+    found: dict[str, Any] = {}
+    late = build_module.compute_shared_expert_late
+    whose = {
+        "counts": (dispatchers.MoEAlltoAllTokenDispatcher, "dispatch_preprocess"),
+        "shared": (SharedExpert, "forward"),
+        "wait": (dispatchers.MoEAlltoAllTokenDispatcher, "dispatch_postprocess"),
+    }
+    methods = {name: getattr(*place) for name, place in whose.items()}
+
+    def noted(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found[side]["order"].append(name)
+            return methods[name](*args, **kwargs)
+
+        return call
+
+    for name, place in whose.items():
+        setattr(*place, noted(name))
+    for side, change in (("engine", lambda module: None), ("ours", late)):
+        build_module.compute_shared_expert_late = change
+        found[side] = {"order": []}
+        found[side] |= jobs.train(config_path, overrides, num_steps=2)
+        found[side]["order"] = found[side]["order"][:3]
+        _forget()
+    build_module.compute_shared_expert_late = late
+    for name, place in whose.items():
+        setattr(*place, methods[name])
     return found
 
 

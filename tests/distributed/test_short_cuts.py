@@ -60,3 +60,25 @@ def test_tokens_are_sorted_only_behind_an_exchange(
         assert ours["losses"] == engine["losses"]
         for theirs, mine in zip(engine["parameters"], ours["parameters"], strict=True):
             assert torch.equal(mine[3], theirs[3])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size"),
+    [([], 1), (["memory.preset=k2"], 1), (["memory.preset=k2-lean"], 1), ([EP2], 2), ([TP2], 2)],
+    ids=["one process", "k2", "k2-lean", "EP2", "TP2"],
+)
+def test_shared_expert_between_counts_and_wait_changes_no_bit(
+    overrides: list[str], world_size: int
+) -> None:
+    """In bf16, where sums of three gradients in another order have other bits."""
+    overrides = ["precision.dtype=bf16", *overrides]
+    for rank in run_ranks(
+        f"{JOBS}.shared_experts", world_size, config_path=SMALL, overrides=overrides
+    ):
+        engine, ours = rank["engine"], rank["ours"]
+        assert engine["order"] == ["shared", "counts", "wait"]
+        assert ours["order"] == ["counts", "shared", "wait"]
+        assert ours["losses"] == engine["losses"]
+        for what in ("gradients", "parameters"):
+            for theirs, mine in zip(engine[what], ours[what], strict=True):
+                assert torch.equal(mine[3], theirs[3])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from k2_megatron.offload.streams import CudaStreams, PlainStreams, Queue, bytes_of
+from k2_megatron.offload.streams import CudaStreams, Pair, PlainStreams, Queue, bytes_of
 from torch import Tensor, UntypedStorage
 
 POISON = 0xFF  # a NaN in every format of floating-point numbers
@@ -32,19 +32,25 @@ class DelayedStreams(PlainStreams):
         }
         self._count = 0
         self.poisoned = 0
-        self.fetches = 0
+        self.sends = self.fetches = 0
 
     def host_memory(self, nbytes: int) -> Tensor:
         return torch.full((nbytes,), POISON, dtype=torch.uint8)
 
-    def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
+    def send(self, pairs: Sequence[Pair], behind: Any, after: Any) -> Any:
         if after is not None:
             self._until(after)  # a real stream waits for itself; the order is the same
-        return self._queue("out", lambda: place.copy_(bytes_of(storage)))
 
-    def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
         def copy() -> None:
-            for place, storage in pairs:
+            for storage, place in pairs:
+                place.copy_(bytes_of(storage))
+
+        self.sends += 1
+        return self._queue("out", copy)
+
+    def fetch(self, pairs: Sequence[Pair]) -> Any:
+        def copy() -> None:
+            for storage, place in pairs:
                 bytes_of(storage).copy_(place)
 
         self.fetches += 1
@@ -94,11 +100,11 @@ class DelayedCudaStreams(CudaStreams):
     def host_memory(self, nbytes: int) -> Tensor:
         return super().host_memory(nbytes).fill_(POISON)
 
-    def send(self, storage: UntypedStorage, place: Tensor, after: Any) -> Any:
+    def send(self, pairs: Sequence[Pair], behind: Any, after: Any) -> Any:
         self._delay(self._out)
-        return super().send(storage, place, after)
+        return super().send(pairs, behind, after)
 
-    def fetch(self, pairs: Sequence[tuple[Tensor, UntypedStorage]]) -> Any:
+    def fetch(self, pairs: Sequence[Pair]) -> Any:
         self._delay(self._in)
         return super().fetch(pairs)
 

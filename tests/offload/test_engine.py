@@ -350,27 +350,6 @@ def test_what_somebody_else_emptied_is_noticed() -> None:
         _run(engine, plan, lambda: [torch.randn(4)], empty)
 
 
-def test_block_is_written_again_only_behind_what_was_read_from_it() -> None:
-    """The mark of the copy back goes with the block to the next copy out."""
-    given = []
-
-    class Watching(PlainStreams):
-        def send(self, storage, place, after):
-            given.append(after)
-            return super().send(storage, place, after)
-
-        def fetch(self, pairs):
-            super().fetch(pairs)
-            return "fetched"
-
-    engine = OffloadEngine(Watching())
-    plan = _in_a_row(4)
-    engine.provide(_sizes(plan))
-    for _ in range(2):
-        _run(engine, plan, lambda: [torch.randn(4)])
-    assert given == [None] * 4 + ["fetched"] * 4
-
-
 def test_blocks_do_not_overlap() -> None:
     pool = HostPool(
         [
