@@ -11,18 +11,17 @@ tells it of each slot.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
-from typing import Any
 
 import torch
+from k2_megatron.offload.load import Load
 from k2_megatron.offload.pool import Block, HostPool
 from k2_megatron.offload.sizes import PoolSize
 from k2_megatron.offload.slots import LAYERS_THAT_STAY, Itinerary, Pack
-from k2_megatron.offload.streams import Pair, Queue, Streams
-from torch import Tensor, UntypedStorage
+from k2_megatron.offload.streams import Queue, Streams
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,52 +39,12 @@ class Traffic:
     stayed: int = 0
 
 
-# A copy takes the host more time than the copy engine needs for a small tensor, so these are sent
-# together; a large one goes at once, with those in front of it.
-SEND_BYTES = 64 * 2**20
-EMPTIED = "somebody else emptied what travels"
-
-_Item = tuple[UntypedStorage, int, Tensor]
-
-
-@dataclass(kw_only=True)
-class _Load:
-    """A pack or a layer under way, in parts; backward reads the last part first.
-
-    It holds each storage until the computation waits for it to be back: a copy may still write to
-    one that nobody saved.
-
-    Attributes:
-        block: its place on the host.
-        unsent: what is copied to the host next.
-        unsent_bytes: of it.
-        made_on: where it was computed.
-        parts: (storage, bytes, place) of what is in each; the last one grows, and each is emptied
-            when it is read.
-        known: storages that are in it.
-        sent: mark behind the last copy to the host.
-        arrivals: of each part, the mark behind its copy back; empty while nothing has to be
-            waited for.
-        is_away: the device's copies were given up.
-    """
-
-    block: Block
-    unsent: list[Pair] = field(default_factory=list)
-    unsent_bytes: int = 0
-    made_on: Any = None
-    parts: list[list[_Item]] = field(default_factory=lambda: [[]])
-    known: set[int] = field(default_factory=set)
-    sent: Any = None
-    arrivals: list[Any] = field(default_factory=list)
-    is_away: bool = False
-
-
 @dataclass(kw_only=True)
 class _Layers:
     """A pack whose layers travel one by one, in the order of forward."""
 
     block: Block
-    loads: list[_Load] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
 
 
 class OffloadEngine:
@@ -100,8 +59,8 @@ class OffloadEngine:
         self._pool: HostPool | None = None
         self._plan: Itinerary | None = None
         self._next = 0
-        self._loads: dict[Pack, _Load] = {}
-        self._open: _Load | None = None
+        self._loads: dict[Pack, Load] = {}
+        self._open: Load | None = None
         self._layers: dict[Pack, _Layers] = {}
         self._forward: Pack | None = None
         self._done: Pack | None = None
@@ -162,6 +121,8 @@ class OffloadEngine:
             assert not self._loads and not self._layers
         finally:
             self._plan = self._open = self._forward = self._done = None
+            for load in self._under_way():
+                load.drop()  # hooks of backward may still come
             self._loads, self._layers = {}, {}
             self._pool.give_all()
 
@@ -179,9 +140,10 @@ class OffloadEngine:
         assert given == (forward, backward), f"slot {index} is {slot}"
         assert self._pool is not None
         self._pool.note_use()
-        self._send()
+        if self._open is not None:
+            self._open.send()
         for pack in self._leaving.get(index, ()):
-            self._leave(self._loads[pack])
+            self._loads[pack].leave()
         if slot.backward in self._loads:
             self._arrive(self._loads.pop(slot.backward), paired=forward)
         for pack in self._coming.get(index, ()):
@@ -195,7 +157,7 @@ class OffloadEngine:
         if slot.forward in self._plan.by_layer:
             self._layers[slot.forward] = _Layers(block=block)
         else:
-            self._open = self._loads[slot.forward] = _Load(block=block)
+            self._open = self._loads[slot.forward] = Load(block, self._streams)
 
     def begin_layer(self, hidden: Tensor) -> None:
         """The forward of the next layer begins.
@@ -208,15 +170,16 @@ class OffloadEngine:
             self.begin_part(hidden)
             return
         assert self._plan is not None
-        self._send()
+        if self._open is not None:
+            self._open.send()
         layers = self._layers[pack]
         index = len(layers.loads)
         if index >= LAYERS_THAT_STAY:
-            self._leave(layers.loads[-LAYERS_THAT_STAY])
+            layers.loads[-LAYERS_THAT_STAY].leave()
         if index:
             hook = partial(self._end_layer, pack, index)
             hidden.register_hook(hook)  # type: ignore[no-untyped-call]
-        load = _Load(block=layers.block)
+        load = Load(layers.block, self._streams)
         layers.loads.append(load)
         self._open = load if index < self._plan.by_layer[pack] - LAYERS_THAT_STAY else None
 
@@ -229,18 +192,18 @@ class OffloadEngine:
             tensor: when its gradient is there, the backward of what comes now has ended, and that
                 of what came before has not begun.
         """
-        load = self._open
-        if load is None or not load.parts[-1] or not tensor.requires_grad:
-            return
-        self._send()
-        hook = partial(self._end_part, load, len(load.parts) - 1)
-        tensor.register_hook(hook)  # type: ignore[no-untyped-call]
-        load.parts.append([])
+        if self._open is not None:
+            self._open.begin_part(tensor)
 
-    def _end_part(self, load: _Load, index: int, gradient: Tensor) -> None:
-        """Backward reads the part of this index next."""
-        if self._plan is not None and load.arrivals:
-            self._read(load, index)
+    def read_later(self, until: Tensor) -> AbstractContextManager[None]:
+        """What is taken inside is read behind all else that its part has and will have.
+
+        It comes back behind the rest, so that backward of the part begins without it.
+
+        Args:
+            until: when its gradient is there, what is taken inside is read next.
+        """
+        return nullcontext() if self._open is None else self._open.read_later(until)
 
     def _end_layer(self, pack: Pack, index: int, gradient: Tensor) -> None:
         """The backward of a layer has ended: the one before it is read, one more comes back."""
@@ -248,7 +211,7 @@ class OffloadEngine:
             return
         loads = self._layers[pack].loads
         if loads[index - 1].is_away:
-            self._read(loads[index - 1], -1)
+            loads[index - 1].read_first()
         if index >= 2 and loads[index - 2].is_away:
             with torch.no_grad():
                 self._come(loads[index - 2])
@@ -260,7 +223,7 @@ class OffloadEngine:
             return
         assert self._pool is not None
         # What is first in forward comes back last.
-        mark = next((load.arrivals[0] for load in layers.loads if load.is_away), None)
+        mark = next((load.last_arrival for load in layers.loads if load.is_away), None)
         self._pool.give(layers.block, mark)
 
     def take(self, tensor: Tensor) -> None:
@@ -276,74 +239,30 @@ class OffloadEngine:
         if load is None:
             return
         assert not isinstance(tensor, torch.nn.Parameter), "parameters stay"
-        storage = tensor.untyped_storage()
-        nbytes = storage.nbytes()
-        if nbytes == 0 or storage._cdata in load.known:
-            return
-        place = load.block.room(nbytes)
-        if place is None:
-            self._stayed += nbytes
-            return
-        load.known.add(storage._cdata)
-        load.parts[-1].append((storage, nbytes, place))
-        self._sent += nbytes
-        here = self._streams.here()
-        if here != load.made_on:
-            self._send()
-        load.made_on = here
-        load.unsent.append((storage, place))
-        load.unsent_bytes += nbytes
-        if load.unsent_bytes >= SEND_BYTES:
-            self._send()
+        before = load.nbytes
+        self._stayed += load.take(tensor.untyped_storage())
+        self._sent += load.nbytes - before
 
-    def _send(self) -> None:
-        """Queue the copies of what was taken and not sent yet."""
-        load = self._open
-        if load is None or not load.unsent:
-            return
-        for storage, place in load.unsent:
-            assert storage.nbytes() == place.numel(), EMPTIED
-        load.sent = self._streams.send(load.unsent, load.made_on, load.block.free_after)
-        load.unsent, load.unsent_bytes = [], 0
+    def _come(self, load: Load) -> None:
+        """Queue the copies back."""
+        load.come()
+        self._fetched += load.nbytes
 
-    def _leave(self, load: _Load) -> None:
-        """Give up the device's copies once they are on the host."""
-        if load.parts[0]:
-            self._streams.wait(load.sent, "out")
-            load.is_away = True
-        for storage, nbytes, _ in chain(*load.parts):
-            assert storage.nbytes() == nbytes, EMPTIED
-            self._streams.empty(storage)
-
-    def _come(self, load: _Load) -> None:
-        """Make room on the device and queue the copies back, what is read first in front."""
-        for storage, nbytes, _ in chain(*load.parts):
-            self._streams.allocate(storage, nbytes)
-            self._fetched += nbytes
-        if load.parts[0]:
-            marks = [
-                self._streams.fetch([(storage, place) for storage, _, place in part])
-                for part in reversed(load.parts)
-            ]
-            load.arrivals = marks[::-1]
-
-    def _read(self, load: _Load, index: int) -> None:
-        """Backward may read a part; whoever saved its tensors lets go when they are read."""
-        self._streams.wait(load.arrivals[index], "in")
-        load.parts[index] = []
-
-    def _arrive(self, load: _Load, *, paired: bool) -> None:
+    def _arrive(self, load: Load, *, paired: bool) -> None:
         """The backward of a pack begins, and its block is free behind the copies.
 
         Where a forward runs beside it the whole is waited for: the slot in front was as long as
         both, so that nothing is won by waiting later.
         """
         assert self._pool is not None
-        # What is first in forward comes back last.
-        last = load.arrivals[0] if load.arrivals else load.block.free_after
-        if load.arrivals and paired:
-            self._streams.wait(last, "in")
-            load.parts, load.arrivals = [], []
-        elif load.arrivals:
-            self._read(load, -1)
+        last = load.last_arrival or load.block.free_after
+        if paired:
+            load.read_all()
+        else:
+            load.read_first()
         self._pool.give(load.block, last)
+
+    def _under_way(self) -> Iterator[Load]:
+        yield from self._loads.values()
+        for layers in self._layers.values():
+            yield from layers.loads

@@ -9,6 +9,7 @@ compute the up-projections of all experts, SwiGLU over all rows at once, and the
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +29,15 @@ class ExpertsPolicy:
         input_store: where the tokens are kept; None: on the device as they are.
         take_input: told of the tokens where they are kept as they are: they may be away until
             backward; None: nobody is.
+        read_later: a context for whoever sends the tokens, or their copy, to the host: it is given
+            the tensor whose gradient comes before they are read.
         rebuild_input: the tokens are emptied and sent here again.
         swiglu: of what lies between the projections.
     """
 
     input_store: Store | None = None
     take_input: Callable[[Tensor], None] | None = None
+    read_later: Callable[[Tensor], AbstractContextManager[object]] = nullcontext
     rebuild_input: bool = False
     swiglu: SwigluPolicy = field(default_factory=SwigluPolicy)
 
@@ -105,14 +109,16 @@ class _Experts:
             )
         elif policy.input_store is not None:
             assert not early, "SwiGLU's input would be rebuilt from rounded tokens"
-            handle = policy.input_store.keep(tokens)
+            with policy.read_later(up):
+                handle = policy.input_store.keep(tokens)
             EmptyUntil(
                 [tokens],
                 until=up,
                 fill=lambda tensors: handle.restore(allocate(tensors[0])),
             )
         elif policy.take_input is not None:
-            policy.take_input(tokens)
+            with policy.read_later(up):
+                policy.take_input(tokens)
         if early:
             alive = tokens.detach()
 

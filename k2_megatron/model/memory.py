@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from megatron.core.transformer.moe.moe_layer import MoELayer
@@ -55,6 +56,7 @@ def install(layer: Any, policies: Policies, offload: OffloadEngine | None = None
     mlp.experts.policy = ExpertsPolicy(
         input_store=_store(policy_of(policies, "expert_input"), take),
         take_input=_if_host(policy_of(policies, "expert_input"), take),
+        read_later=nullcontext if offload is None else offload.read_later,
         rebuild_input=rebuilt("expert_input"),
         swiglu=_swiglu_policy(policies, "expert", take),
     )

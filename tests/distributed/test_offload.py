@@ -83,8 +83,8 @@ def test_k2_full_is_k2_bit_for_bit(layout: Layout, options: tuple[str, ...]) -> 
         assert layout.ep > 1 or all(not one["offload/stayed_bytes"] for one in rank["metrics"])
 
 
-def test_layers_come_back_in_two_parts() -> None:
-    """What the MLP reads, and what attention reads behind it."""
+def test_layers_come_back_in_three_parts() -> None:
+    """What the MLP reads first, the tokens of its experts, and what attention reads behind it."""
     layout, options = CASES[2]
     ranks = _train(layout, options, "memory.preset=k2-full", delayed=True)
     layers = ((1, 1), (1, 3))  # of each rank's chunks; MTP's is one
@@ -92,8 +92,10 @@ def test_layers_come_back_in_two_parts() -> None:
         expected = 0
         for num_micro_batches in (4, 2, 8):
             plan = travel_plan(rank, 2, 2, num_micro_batches, False, counts)
-            expected += sum(2 * counts[chunk] for chunk, _ in plan.journeys)
-            expected += sum(2 * (count - LAYERS_THAT_STAY) for count in plan.by_layer.values())
+            expected += sum(3 * counts[chunk] for chunk, _ in plan.journeys)
+            expected += sum(3 * (count - LAYERS_THAT_STAY) for count in plan.by_layer.values())
+            # The first layer has no experts.
+            expected -= sum(rank == chunk == 0 for chunk, _ in plan.journeys)
         assert found["fetches"] == expected > 0
 
 

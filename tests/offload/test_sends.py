@@ -9,7 +9,7 @@ import torch
 from k2_megatron.offload.engine import OffloadEngine
 from k2_megatron.offload.streams import PlainStreams
 
-from tests.offload.test_engine import _in_a_row, _run, _sizes
+from tests.offload.pipelines import in_a_row, run, sizes
 
 
 def test_block_is_written_again_only_behind_what_was_read_from_it() -> None:
@@ -26,10 +26,10 @@ def test_block_is_written_again_only_behind_what_was_read_from_it() -> None:
             return "fetched"
 
     engine = OffloadEngine(Watching())
-    plan = _in_a_row(4)
-    engine.provide(_sizes(plan))
+    plan = in_a_row(4)
+    engine.provide(sizes(plan))
     for _ in range(2):
-        _run(engine, plan, lambda: [torch.randn(4)])
+        run(engine, plan, lambda: [torch.randn(4)])
     assert given == [None] * 4 + ["fetched"] * 4
 
 
@@ -37,7 +37,7 @@ def test_small_tensors_are_sent_together_and_large_ones_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A copy costs the host more than it costs the copy engine."""
-    monkeypatch.setattr("k2_megatron.offload.engine.SEND_BYTES", 256)
+    monkeypatch.setattr("k2_megatron.offload.load.SEND_BYTES", 256)
     sent: list[tuple[int, ...]] = []
 
     class Watching(PlainStreams):
@@ -46,8 +46,8 @@ def test_small_tensors_are_sent_together_and_large_ones_at_once(
             return super().send(pairs, behind, after)
 
     engine = OffloadEngine(Watching())
-    plan = _in_a_row(4)
-    engine.provide(_sizes(plan))
+    plan = in_a_row(4)
+    engine.provide(sizes(plan))
     with engine.running(plan):
         alive = []
         for _ in range(4):
@@ -83,8 +83,8 @@ def test_copies_wait_for_the_stream_that_computed_what_they_copy() -> None:
 
     streams = TwoStreams()
     engine = OffloadEngine(streams)
-    plan = _in_a_row(4)
-    engine.provide(_sizes(plan))
+    plan = in_a_row(4)
+    engine.provide(sizes(plan))
     with engine.running(plan):
         alive = [torch.zeros(4) for _ in range(3)]
         engine.begin(forward=True, backward=False)
