@@ -101,10 +101,18 @@ class Staging:
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._unlock: Callable[[], object] = lambda: None
 
+    def reserve(self, nbytes: int) -> None:
+        """Have that much memory from now on.
+
+        Raises:
+            RuntimeError: it cannot be locked.
+        """
+        if self._buffer.numel() < nbytes:
+            self._allocate(nbytes)
+
     def fill(self, holdings: Sequence[Holding], plan: FilePlan) -> Iterator[memoryview]:
         """Copy the holdings; when this returns they may change. Gives the file's bytes."""
-        if self._buffer.numel() < plan.size_bytes:
-            self._allocate(plan.size_bytes)
+        self.reserve(plan.size_bytes)
         for holding, begin in zip(holdings, plan.offsets, strict=True):
             values = holding.values.view(torch.uint8)
             target = self._buffer[begin : begin + values.numel()]

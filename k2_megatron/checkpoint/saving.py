@@ -112,6 +112,25 @@ class Saver:
         self._plan: FilePlan | None = None
         self._pending: _Pending | None = None
 
+    def reserve(self, holdings: Sequence[Holding]) -> None:
+        """Do what the first save in the background would make training wait for. Collective.
+
+        Args:
+            holdings: as those of `start`; their numbers are not looked at.
+
+        Raises:
+            CheckpointError: on every rank, where one has too little memory, or together they do
+                not hold the model.
+        """
+        assert self._asynchronous
+        self._agree_on_index([holding for holding in holdings if holding.is_written])
+        assert self._plan is not None
+        nbytes = self._plan.size_bytes
+        self._ranks.together(
+            "no host memory for saves in the background; checkpoint.async_save: false needs none",
+            lambda: self._staging.reserve(nbytes),
+        )
+
     def start(
         self,
         step: int,

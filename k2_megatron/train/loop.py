@@ -93,6 +93,9 @@ class Loop:
             return DONE
         self._traces.start(start)
         with guards.watchdog:
+            if self._saves_beside_steps(start):
+                guards.watchdog.enter("taking host memory for saves in the background")
+                self._saver.reserve()
             if start == 0 and self._config.logging.valid_every_steps is not None:
                 guards.watchdog.enter("the first validation")
                 run.callbacks.on_valid(0, evaluate(run.session, run.text.valid()))
@@ -185,6 +188,13 @@ class Loop:
             )
         else:
             self._saver.advance()
+
+    def _saves_beside_steps(self, start: int) -> bool:
+        """Whether a save will go on while later steps are done."""
+        every = self._config.checkpoint.save_every_steps
+        if every is None or not self._config.checkpoint.async_save:
+            return False
+        return start // every * every + every < self._last
 
     def _roll_back(self, spike: Spike) -> int | None:
         """Go back to before a spike; the step to go on after, None where there is none."""

@@ -58,6 +58,14 @@ class SessionSaver:
             pinned=session.platform.pins_memory,
         )
 
+    def reserve(self) -> None:
+        """Do what the first save in the background would make training wait for. Collective.
+
+        Raises:
+            CheckpointError: a rank has too little host memory.
+        """
+        self._saver.reserve(run_holdings(self._session))
+
     def save(
         self,
         step: int,

@@ -72,6 +72,16 @@ def test_no_more_is_locked_than_the_file_has(driver: Driver) -> None:
     assert driver.locked == {}
 
 
+def test_a_save_locks_nothing_more_where_memory_is_reserved(driver: Driver) -> None:
+    staging = Staging(pinned=True)
+    holdings, plan = several(3)
+    staging.reserve(plan.size_bytes)
+    before = dict(driver.locked)
+    assert list(before.values()) == [plan.size_bytes]
+    staging.fill(holdings, plan)
+    assert driver.locked == before
+
+
 def test_memory_that_cannot_be_locked_is_an_error_and_later_saves_work(driver: Driver) -> None:
     staging = Staging(pinned=True)
     holdings, plan = several(3)

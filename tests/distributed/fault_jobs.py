@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from k2_megatron.parallel.flat_shards import flat_shards
 
+from k2_megatron.checkpoint.data_file import Staging
 from k2_megatron.config.loader import load_config
 from k2_megatron.errors import TrainingStoppedError, UserError
 from k2_megatron.launch.preflight import check_run_folder
@@ -65,6 +66,7 @@ def train(
     spoilt: tuple[int, ...] = (),
     state: Mapping[str, Any] | None = None,
     file: str = "tiny.yaml",
+    poor: bool = False,
 ) -> dict[str, Any]:
     """Train or go on in `folder` as the command does; what was said, and how it ended.
 
@@ -75,6 +77,7 @@ def train(
         spoilt: steps whose text is spoilt.
         state: of the guards at the beginning of a new run.
         file: the configuration.
+        poor: rank 1 gets no host memory for saves.
     """
     os.chdir(folder)
     config = load_config(file, overrides)
@@ -106,8 +109,19 @@ def train(
         told.append(given.get("waiting") is not None)
         finish(saver, **given)
 
+    allocate = Staging._allocate
+
+    def limited(staging: Staging, nbytes: int) -> None:
+        if poor and rank == 1:
+            raise RuntimeError(f"cudaHostRegister: 2 for {nbytes} bytes")
+        allocate(staging, nbytes)
+
     try:
-        with GarbageCollection() as garbage, patch.object(GuardedSaver, "finish", noted):
+        with (
+            GarbageCollection() as garbage,
+            patch.object(GuardedSaver, "finish", noted),
+            patch.object(Staging, "_allocate", limited),
+        ):
             ended = Loop(run, guards, garbage).train(resumed.step)
     except (TrainingStoppedError, UserError) as error:
         ended = f"{type(error).__name__}: {error}"

@@ -30,6 +30,14 @@ class GuardedSaver:
         self._saver, self._events, self._say, self._max_failed = saver, events, say, max_failed
         self._failed = 0
 
+    def reserve(self) -> None:
+        """Do what the first save in the background would make training wait for. Collective.
+
+        Raises:
+            CheckpointError: a rank has too little host memory.
+        """
+        self._saver.reserve()
+
     def save(
         self,
         step: int,
