@@ -302,7 +302,8 @@ def test_memory_for_saves_in_the_background_is_taken_before_the_first_step(place
     for result in run(place, "poor", *given, poor=True):
         assert re.fullmatch(
             r"AgreedCheckpointError: no host memory for saves in the background; "
-            r"checkpoint.async_save: false needs none: rank 1: RuntimeError: cudaHostRegister: 2 for \d+ bytes",
+            r"checkpoint.async_save: false needs none: rank 1: RuntimeError: "
+            r"cudaHostRegister: 2 for \d+ bytes",
             str(result["ended"]),
         ), result["ended"]
     assert steps_of(place, "poor") == []
