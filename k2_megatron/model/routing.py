@@ -56,7 +56,7 @@ def compute_shared_expert_late(module: torch.nn.Module) -> None:
 
 
 class _Late:
-    """Takes the place of three of a layer's methods, of which moe_layer.py:393 calls each once."""
+    """Takes the place of three of a layer's methods, of which moe_layer.py:392 calls each once."""
 
     def __init__(self, layer: Any) -> None:
         self._compute = layer.shared_experts_compute

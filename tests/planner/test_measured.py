@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Planned peaks against those that `benchmarks/planned_memory.py` measured on one H200."""
+"""Planned peaks against those that `benchmarks/planned_memory.py` measured on H200s."""
 
 from __future__ import annotations
 
@@ -48,3 +48,26 @@ def test_peaks_of_one_gpu(
     ]
     (rank,) = make_plan(job_of(load_config(SLICE, overrides), 1), place_matrices=False).ranks
     assert rank.total_bytes / GIB == pytest.approx(measured_gib, rel=BOUND)
+
+
+@pytest.mark.parametrize(
+    ("virtual", "micro_batch", "measured_gib"),
+    [(1, 1, (42.14, 39.54)), (1, 2, (48.49, 42.91)), (2, 1, (43.69, 41.13))],
+)
+def test_peaks_of_a_pipeline_of_two(
+    virtual: int, micro_batch: int, measured_gib: tuple[float, float]
+) -> None:
+    """Four layers, MuonClip, nothing recomputed; each rank against its own plan."""
+    overrides = [
+        "model.num_layers=4",
+        f"schedule.micro_batch_size={micro_batch}",
+        f"schedule.global_batch_size={8 * micro_batch}",
+        "memory.preset=none",
+        "optimizer.type=muonclip",
+        "parallel.pipeline_model_parallel_size=2",
+    ]
+    if virtual > 1:
+        overrides.append(f"parallel.virtual_pipeline_model_parallel_size={virtual}")
+    ranks = make_plan(job_of(load_config(SLICE, overrides), 2), place_matrices=False).ranks
+    planned = [rank.total_bytes / GIB for rank in ranks]
+    assert planned == pytest.approx(measured_gib, rel=BOUND)
