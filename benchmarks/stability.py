@@ -59,6 +59,7 @@ def main() -> None:
         finally:
             for process in processes.values():
                 process.kill()
+                process.wait()
         records = {name: read(Path(folder), index) for index, name in enumerate(RUNS)}
     for name, rows in records.items():
         losses = [row["loss"] for row in rows]
@@ -105,16 +106,22 @@ def train(args: argparse.Namespace, folder: Path, index: int, gpu: str) -> subpr
 def wait_for(processes: dict[str, subprocess.Popen[bytes]], folder: Path, steps: int) -> None:
     """Tell every 20 seconds how far they are, until all are done or one has failed."""
     began, said = time.monotonic(), 0.0
-    while any(process.poll() is None for process in processes.values()):
+    while None in (codes := {name: process.poll() for name, process in processes.items()}).values():
+        fail_by(codes, folder)
         time.sleep(1)
-        for name, process in processes.items():
-            if process.poll():
-                raise SystemExit(f"{name} failed: {(folder / f'{name}.log').read_text()}")
         if time.monotonic() - max(said, began) > 20:
             said = time.monotonic()
             paths = [folder / f"run-{index}" / "metrics.jsonl" for index in range(len(RUNS))]
             done = [path.read_text().count("\n") if path.exists() else 0 for path in paths]
             print(f"{said - began:.0f} s: steps {', '.join(map(str, done))} of {steps}", flush=True)
+    fail_by(codes, folder)
+
+
+def fail_by(codes: dict[str, int | None], folder: Path) -> None:
+    """End with what the first run has said that has failed."""
+    for name, code in codes.items():
+        if code:
+            raise SystemExit(f"{name} failed: {(folder / f'{name}.log').read_text()}")
 
 
 def read(folder: Path, index: int) -> list[dict[str, Any]]:

@@ -121,8 +121,6 @@ class OffloadEngine:
             assert not self._loads and not self._layers
         finally:
             self._plan = self._open = self._forward = self._done = None
-            for load in self._under_way():
-                load.drop()  # hooks of backward may still come
             self._loads, self._layers = {}, {}
             self._pool.give_all()
 
@@ -261,8 +259,3 @@ class OffloadEngine:
         else:
             load.read_first()
         self._pool.give(load.block, last)
-
-    def _under_way(self) -> Iterator[Load]:
-        yield from self._loads.values()
-        for layers in self._layers.values():
-            yield from layers.loads

@@ -155,10 +155,6 @@ class Load:
         """Backward may read everything."""
         if self._arrivals:
             self._streams.wait(self.last_arrival, "in")
-        self.drop()
-
-    def drop(self) -> None:
-        """Hold nothing any more, and wait for nothing."""
         self._parts, self._arrivals = [], []
 
     def _on_gradient(self, index: int, gradient: Tensor) -> None:

@@ -117,7 +117,7 @@ class _Experts:
                 fill=lambda tensors: handle.restore(allocate(tensors[0])),
             )
         elif policy.take_input is not None:
-            with policy.read_later(up):
+            with policy.read_later(output if early else up):
                 policy.take_input(tokens)
         if early:
             alive = tokens.detach()

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from megatron.core.transformer.moe.moe_layer import MoELayer
@@ -56,7 +56,7 @@ def install(layer: Any, policies: Policies, offload: OffloadEngine | None = None
     mlp.experts.policy = ExpertsPolicy(
         input_store=_store(policy_of(policies, "expert_input"), take),
         take_input=_if_host(policy_of(policies, "expert_input"), take),
-        read_later=nullcontext if offload is None else offload.read_later,
+        read_later=_read_later(policy_of(policies, "expert_input"), offload),
         rebuild_input=rebuilt("expert_input"),
         swiglu=_swiglu_policy(policies, "expert", take),
     )
@@ -78,6 +78,16 @@ def _if_host(policy: Policy, take: Take | None) -> Take | None:
         return None
     assert take is not None, "nobody sends to the host"
     return take
+
+
+def _read_later(
+    policy: Policy, offload: OffloadEngine | None
+) -> Callable[[Tensor], AbstractContextManager[object]]:
+    """The context of what travels and is not read at once."""
+    if policy not in (Policy.HOST, Policy.FP8_HOST):
+        return nullcontext
+    assert offload is not None, "nobody sends to the host"
+    return offload.read_later
 
 
 def _watch_attention(layer: Any, policies: Policies, offload: OffloadEngine) -> None:

@@ -84,6 +84,7 @@ def counts_to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = Fa
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     if tensor.numel():
         seen = torch.as_tensor(_OnTheDevice(host), device=tensor.device)
+        assert seen.data_ptr() == host.data_ptr(), "PyTorch has made a copy"
         # Not copy_, which would be a copy engine's.
         torch.add(tensor, 0, out=seen)
     if record_stream:

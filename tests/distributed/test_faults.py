@@ -298,8 +298,7 @@ def test_full_disk_that_stays_full_ends_the_run(place):
 
 def test_memory_for_saves_in_the_background_is_taken_before_the_first_step(place):
     """So that the first save stops training no longer than the others, or is refused at once."""
-    given = (DATA_PARALLEL, "checkpoint.save_every_steps=4")
-    for result in run(place, "poor", *given, poor=True):
+    for result in run(place, "poor", DATA_PARALLEL, poor=True):
         assert re.fullmatch(
             r"AgreedCheckpointError: no host memory for saves in the background; "
             r"checkpoint.async_save: false needs none: rank 1: RuntimeError: "
@@ -307,8 +306,10 @@ def test_memory_for_saves_in_the_background_is_taken_before_the_first_step(place
             str(result["ended"]),
         ), result["ended"]
     assert steps_of(place, "poor") == []
-    waiting = run(place, "waiting", *given, "checkpoint.async_save=false", poor=True)
-    assert [result["ended"] for result in waiting] == [0, 0]
+    last = "checkpoint.save_every_steps=8", "checkpoint.save_at_end=false"
+    for name, others in {"waiting": ("checkpoint.async_save=false",), "never": last}.items():
+        needless = run(place, name, DATA_PARALLEL, *others, poor=True)
+        assert [result["ended"] for result in needless] == [0, 0], name
 
 
 def test_a_rank_that_stands_still_ends_the_job_and_is_named(place):

@@ -64,8 +64,14 @@ def test_tokens_are_sorted_only_behind_an_exchange(
 
 @pytest.mark.parametrize(
     ("overrides", "world_size"),
-    [([], 1), (["memory.preset=k2"], 1), (["memory.preset=k2-lean"], 1), ([EP2], 2), ([TP2], 2)],
-    ids=["one process", "k2", "k2-lean", "EP2", "TP2"],
+    [
+        ([], 1),
+        (["memory.preset=k2"], 1),
+        (["memory.preset=k2-lean"], 1),
+        ([EP2, "memory.preset=k2-lean"], 2),
+        ([TP2], 2),
+    ],
+    ids=["one process", "k2", "k2-lean", "EP2 k2-lean", "TP2"],
 )
 def test_shared_expert_between_counts_and_wait_changes_no_bit(
     overrides: list[str], world_size: int

@@ -199,13 +199,15 @@ def test_more_packs_than_planned_and_parameters_are_noticed() -> None:
         run(engine, in_a_row(4), lambda: [torch.nn.Parameter(torch.randn(4))])
 
 
-def test_what_somebody_else_emptied_is_noticed() -> None:
+@pytest.mark.parametrize("when", [0, 1], ids=["before it is sent", "before it leaves"])
+def test_what_somebody_else_emptied_is_noticed(when: int) -> None:
     engine = OffloadEngine(PlainStreams())
     plan = in_a_row(4)
     engine.provide(sizes(plan))
 
     def empty(index: int, alive: dict[tuple[int, int], list[torch.Tensor]]) -> None:
-        alive[0, 0][0].untyped_storage().resize_(0)
+        if index == when:
+            alive[0, 0][0].untyped_storage().resize_(0)
 
     with pytest.raises(AssertionError, match="somebody else emptied"):
         run(engine, plan, lambda: [torch.randn(4)], empty)
