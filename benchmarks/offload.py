@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--vpp", type=int, default=4)
     parser.add_argument("--micro-batches", type=int, default=8)
     parser.add_argument("--sides", default=",".join(SIDES), help="some of them")
+    parser.add_argument("--trace", type=Path, help="folder for a trace of each side")
     parser.add_argument("--quick", action="store_true", help="bytes of a small model on the CPU")
     args = parser.parse_args()
     print(f"command: python3 {' '.join(sys.argv)}")
@@ -86,7 +87,7 @@ def main() -> None:
     sides = args.sides.split(",")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for _ in range(args.turns):
-        given = {name: [*SIDES[name], *shape] for name in sides}
+        given = {name: [*SIDES[name], *shape, *trace(args, name)] for name in sides}
         for name, run in turns_that_go_well(given, args.gpus):
             found[name].append(run)
             print(f"{name}: {1e3 * run['seconds']:.1f} ms", flush=True)
@@ -99,6 +100,14 @@ def main() -> None:
     print(f"machine: {device} x {args.gpus}; CUDA_DEVICE_MAX_CONNECTIONS={connections}")
     print("copies alone: {:.1f} GB/s out, {:.1f} GB/s in".format(*json.loads(rates)))
     show(found, args)
+
+
+def trace(args: argparse.Namespace, name: str) -> list[str]:
+    """The option that asks for a trace."""
+    if args.trace is None:
+        return []
+    args.trace.mkdir(parents=True, exist_ok=True)
+    return ["--trace", str(args.trace / f"{name.replace(' ', '_')}.json.gz")]
 
 
 def show(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> None:

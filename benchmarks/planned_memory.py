@@ -4,6 +4,7 @@
 
     python3 benchmarks/planned_memory.py                       one GPU, 13 cases
     python3 benchmarks/planned_memory.py --gpus 2              two GPUs: PP2, EP2, DP2
+    python3 benchmarks/planned_memory.py --gpus 2 --skip 3     without the first three
     python3 benchmarks/planned_memory.py --only 2,1,4096,none,muonclip
 
 Each case is a process a GPU of its own that trains 3 steps on random tokens, after which
@@ -95,12 +96,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpus", type=int, choices=(1, 2), default=1)
     parser.add_argument("--only", help="one case: layers,micro-batch,sequence,preset,optimizer")
+    parser.add_argument("--skip", type=int, default=0, help="leave out that many cases")
     parser.add_argument("--rank-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank_of:
         print(json.dumps(train(Case(**json.loads(args.rank_of)))))
         return
-    cases = ONE_GPU if args.gpus == 1 else TWO_GPUS
+    cases = (ONE_GPU if args.gpus == 1 else TWO_GPUS)[args.skip :]
     if args.only:
         layers, batch, sequence, preset, optimizer = args.only.split(",")
         cases = [Case(int(layers), int(batch), int(sequence), preset, optimizer)]
