@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 Interval = tuple[float, float]
 Kernel = tuple[str, float, float]
@@ -97,15 +98,25 @@ def kernels_of(
         return kernels_of_trace(path)
 
 
+def events_of_trace(path: Path) -> list[dict[str, Any]]:
+    """All events of a trace, `.json.gz`, of one rank."""
+    found: list[dict[str, Any]] = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    return found
+
+
+def on_device(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of these the kernels, copies and fills."""
+    kinds = ("kernel", "gpu_memcpy", "gpu_memset")
+    return [event for event in events if event.get("cat") in kinds]
+
+
 def kernels_of_trace(path: Path) -> list[Kernel]:
     """Name, begin and end of each kernel, copy and fill in a trace, in microseconds from the first.
 
     Args:
         path: `.json.gz`, of one rank.
     """
-    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    kinds = ("kernel", "gpu_memcpy", "gpu_memset")
-    found = [event for event in events if event.get("cat") in kinds]
+    found = on_device(events_of_trace(path))
     first = min((event["ts"] for event in found), default=0.0)
     return [
         (event["name"], event["ts"] - first, event["ts"] + event["dur"] - first) for event in found

@@ -14,15 +14,13 @@ kernels that write in their place; they are ready when all that was queued in fr
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from exposed import is_communication, is_host_copy
+from exposed import events_of_trace, is_communication, is_host_copy, on_device
 
 EDGES_US = (3, 10, 50, 200, 1000, float("inf"))
 SMALL_BYTES = 10_000
@@ -36,14 +34,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8, help="kernels around gaps, worst first")
     args = parser.parse_args()
     for path in args.traces:
-        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-        show(path.name, events, args.pairs)
+        show(path.name, events_of_trace(path), args.pairs)
 
 
 def show(name: str, events: list[Event], most_pairs: int) -> None:
     """One trace."""
-    kinds = ("kernel", "gpu_memcpy", "gpu_memset")
-    found = sorted((one for one in events if one.get("cat") in kinds), key=lambda one: one["ts"])
+    found = sorted(on_device(events), key=lambda one: one["ts"])
     computing = [
         one for one in found if not (is_communication(one["name"]) or is_host_copy(one["name"]))
     ]

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slice import turns_that_go_well
+from slice import trace_option, turns_that_go_well
 
 PP, EP = ("--layers", "4", "--pp", "2"), ("--ep", "2")
 REDUCE = ("--set", "parallel.overlap_grad_reduce=true")
@@ -49,12 +49,11 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, help="folder for a trace of each layout")
     args = parser.parse_args()
     names = args.only.split(";") if args.only else list(LAYOUTS)
-    if args.trace:
-        args.trace.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(args.turns):
         given = {
-            name: ["ours.py", *LAYOUTS[name], "--exposed", *trace(args, name)] for name in names
+            name: ["ours.py", *LAYOUTS[name], "--exposed", *trace_option(args.trace, name)]
+            for name in names
         }
         for name, run in turns_that_go_well(given, 2):
             found.setdefault(name, []).append(run)
@@ -83,13 +82,6 @@ def line(name: str, runs: list[dict[str, Any]]) -> str:
         f"{name:32s}{1e3 * seconds:9.1f}{runs[0]['tokens'] / seconds / 2:11.0f}"
         f"{communicating:10.1f}{exposed:12.1f}{runs[0]['peak_gib']:10.1f}"
     )
-
-
-def trace(args: argparse.Namespace, name: str) -> list[str]:
-    """The option that asks for a trace."""
-    if args.trace is None:
-        return []
-    return ["--trace", str(args.trace / f"{name.replace(' ', '_').replace(',', '')}.json.gz")]
 
 
 if __name__ == "__main__":

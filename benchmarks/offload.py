@@ -30,7 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slice import turns_that_go_well
+from slice import trace_option, turns_that_go_well
 
 from k2_megatron.planner.schedule import warmup_forwards
 
@@ -87,7 +87,7 @@ def main() -> None:
     sides = args.sides.split(",")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for _ in range(args.turns):
-        given = {name: [*SIDES[name], *shape, *trace(args, name)] for name in sides}
+        given = {name: [*SIDES[name], *shape, *trace_option(args.trace, name)] for name in sides}
         for name, run in turns_that_go_well(given, args.gpus):
             found[name].append(run)
             print(f"{name}: {1e3 * run['seconds']:.1f} ms", flush=True)
@@ -100,14 +100,6 @@ def main() -> None:
     print(f"machine: {device} x {args.gpus}; CUDA_DEVICE_MAX_CONNECTIONS={connections}")
     print("copies alone: {:.1f} GB/s out, {:.1f} GB/s in".format(*json.loads(rates)))
     show(found, args)
-
-
-def trace(args: argparse.Namespace, name: str) -> list[str]:
-    """The option that asks for a trace."""
-    if args.trace is None:
-        return []
-    args.trace.mkdir(parents=True, exist_ok=True)
-    return ["--trace", str(args.trace / f"{name.replace(' ', '_')}.json.gz")]
 
 
 def show(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> None:

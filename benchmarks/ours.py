@@ -59,7 +59,7 @@ def build(args: argparse.Namespace) -> Session:
         wait_for_turn()
         platform.prepare(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group(platform.backend, **platform.process_group_options())
-    draw_on_gpu()
+        draw_on_gpu()
     return build_session(config, platform, world_size)
 
 

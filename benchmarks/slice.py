@@ -99,6 +99,19 @@ def option(rest: list[str], name: str, default: int) -> int:
     return int(rest[rest.index(name) + 1]) if name in rest else default
 
 
+def trace_option(folder: Path | None, name: str) -> list[str]:
+    """What asks a side for a trace; the folder is made.
+
+    Args:
+        folder: None: no trace is wanted.
+        name: of the side.
+    """
+    if folder is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    return ["--trace", str(folder / f"{name.replace(' ', '_').replace(',', '')}.json.gz")]
+
+
 def start(arguments: Sequence[str], num_gpus: int) -> list[subprocess.Popen[str]]:
     """Start one side on all GPUs; each rank imports and then waits for its turn."""
     with socket.socket() as found:

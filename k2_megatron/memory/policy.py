@@ -20,6 +20,11 @@ class Policy(Enum):
     HOST = "host"
     FP8_HOST = "fp8+host"
 
+    @property
+    def travels(self) -> bool:
+        """Whether it, or its copy, is in host memory meanwhile."""
+        return self in (Policy.HOST, Policy.FP8_HOST)
+
     def device_bytes(self, width: int, cols: int = TILE) -> float:
         """Bytes of device memory of one element of `width` bytes in a row of `cols`."""
         return {Policy.KEEP: float(width), Policy.FP8: fp8_bytes(cols)}.get(self, 0.0)
@@ -85,5 +90,4 @@ def policy_of(policies: Policies, tensor: str) -> Policy:
 
 def on_host(layers: Iterable[Policies]) -> bool:
     """Whether any tensor of any layer travels to host memory."""
-    travel = (Policy.HOST, Policy.FP8_HOST)
-    return any(policy in travel for policies in layers for policy in policies.values())
+    return any(policy.travels for policies in layers for policy in policies.values())

@@ -99,9 +99,12 @@ def _blocks(
         )
 
 
-def _fill(block: _Block, seed: int, std: float) -> None:
-    """Draw a block, fp32 [ROWS_PER_BLOCK, num_cols], and write what is held of it."""
+def _fill(block: _Block, seed: int, std: float, device: torch.device | str = "cpu") -> None:
+    """Draw a block, fp32 [ROWS_PER_BLOCK, num_cols], and write what is held of it.
+
+    A device's generator draws other numbers than another's.
+    """
     digest = hashlib.sha256(f"{seed}/{block.key}/{block.number}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    values = torch.randn(ROWS_PER_BLOCK, block.num_cols, generator=generator)
+    generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    values = torch.randn(ROWS_PER_BLOCK, block.num_cols, generator=generator, device=device)
     block.target.copy_(values[block.rows, block.cols].mul_(std))

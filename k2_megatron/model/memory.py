@@ -43,6 +43,7 @@ def install(layer: Any, policies: Policies, offload: OffloadEngine | None = None
     has_norm = any(True for _ in layer.pre_mlp_layernorm.parameters())
     layer.recompute_pre_mlp_layernorm = has_norm and rebuilt("mlp_norm_output")
     attention, mlp = layer.self_attention, layer.mlp
+    tokens = policy_of(policies, "expert_input")
     attention.recompute_up_proj = rebuilt("query")
     if rebuilt("query"):
         _discard_latent_norms(attention)
@@ -54,9 +55,9 @@ def install(layer: Any, policies: Policies, offload: OffloadEngine | None = None
         if mlp.config.overlap_moe_expert_parallel_comm:
             empty_shared_output_behind_sum(mlp)
     mlp.experts.policy = ExpertsPolicy(
-        input_store=_store(policy_of(policies, "expert_input"), take),
-        take_input=_if_host(policy_of(policies, "expert_input"), take),
-        read_later=_read_later(policy_of(policies, "expert_input"), offload),
+        input_store=_store(tokens, take),
+        take_input=_if_host(tokens, take),
+        read_later=_read_later(tokens, offload),
         rebuild_input=rebuilt("expert_input"),
         swiglu=_swiglu_policy(policies, "expert", take),
     )
@@ -84,7 +85,7 @@ def _read_later(
     policy: Policy, offload: OffloadEngine | None
 ) -> Callable[[Tensor], AbstractContextManager[object]]:
     """The context of what travels and is not read at once."""
-    if policy not in (Policy.HOST, Policy.FP8_HOST):
+    if not policy.travels:
         return nullcontext
     assert offload is not None, "nobody sends to the host"
     return offload.read_later

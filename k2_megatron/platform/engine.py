@@ -45,11 +45,17 @@ def silence_known_warnings() -> None:
 
 def mend_for_cpu() -> None:
     """moe_utils.py:1093: split sizes become lists for all_to_all_single only `if is_cuda`."""
-    import megatron.core.transformer.moe.moe_utils as moe_utils
-    import megatron.core.transformer.moe.token_dispatcher as dispatcher
 
     def to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    _send_counts_by(to_host)
+
+
+def _send_counts_by(to_host: Any) -> None:
+    """Replace what dispatchers take the counts of tokens to the host by."""
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+    import megatron.core.transformer.moe.token_dispatcher as dispatcher
 
     moe_utils.maybe_move_tensor_to_cpu = to_host
     dispatcher.maybe_move_tensor_to_cpu = to_host
@@ -98,11 +104,7 @@ def mend_counts_that_queue() -> None:
     copy they stand behind activations that are on their way there: with `k2-full` on an H200 they
     came after 172 us in the mean and up to 1.3 ms.
     """
-    import megatron.core.transformer.moe.moe_utils as moe_utils
-    import megatron.core.transformer.moe.token_dispatcher as dispatcher
-
-    moe_utils.maybe_move_tensor_to_cpu = counts_to_host
-    dispatcher.maybe_move_tensor_to_cpu = counts_to_host
+    _send_counts_by(counts_to_host)
 
 
 def mend_without_transformer_engine() -> None:

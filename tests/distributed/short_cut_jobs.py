@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import megatron.core.transformer.moe.token_dispatcher as dispatchers
 import torch
@@ -20,35 +22,29 @@ def embedding_gradients(config_path: str, overrides: list[str]) -> dict[str, Any
     """Gradients and losses with the engine's embedding and with ours, and how often a gradient of
     the whole table was made."""
     found: dict[str, Any] = {}
-    ours = build_module.add_rows_to_main_grad
 
     def remains(embedding: Any) -> None:
         assert isinstance(embedding.word_embeddings, VocabParallelEmbedding)
 
-    for name, change in (("engine", remains), ("ours", ours)):
-        build_module.add_rows_to_main_grad = change
+    for name in _sides("add_rows_to_main_grad", remains):
         found[name] = jobs.train(config_path, overrides, num_steps=2)
-        _forget()
-    build_module.add_rows_to_main_grad = ours
     return found
 
 
 def sorts(config_path: str, overrides: list[str]) -> dict[str, Any]:
     """A step with the engine's sort of tokens and without what needs none, with the calls of it."""
     found: dict[str, Any] = {}
-    skip, sort = build_module.skip_needless_sort, dispatchers.sort_chunks_by_idxs
+    sort = dispatchers.sort_chunks_by_idxs
 
     def sort_counted(*args: Any, **kwargs: Any) -> Any:
         found[name]["sorts"] += 1
         return sort(*args, **kwargs)
 
     dispatchers.sort_chunks_by_idxs = sort_counted
-    for name, change in (("engine", lambda module: None), ("ours", skip)):
-        build_module.skip_needless_sort = change
+    for name in _sides("skip_needless_sort"):
         found[name] = {"sorts": 0}
         found[name] |= jobs.train(config_path, overrides, num_steps=2)
-        _forget()
-    build_module.skip_needless_sort, dispatchers.sort_chunks_by_idxs = skip, sort
+    dispatchers.sort_chunks_by_idxs = sort
     return found
 
 
@@ -56,7 +52,6 @@ def shared_experts(config_path: str, overrides: list[str]) -> dict[str, Any]:
     """Steps with the shared expert in front of the router, and where it is put, with the order of
     the first layer's calls."""
     found: dict[str, Any] = {}
-    late = build_module.compute_shared_expert_late
     whose = {
         "counts": (dispatchers.MoEAlltoAllTokenDispatcher, "dispatch_preprocess"),
         "shared": (SharedExpert, "forward"),
@@ -73,13 +68,10 @@ def shared_experts(config_path: str, overrides: list[str]) -> dict[str, Any]:
 
     for name, place in whose.items():
         setattr(*place, noted(name))
-    for side, change in (("engine", lambda module: None), ("ours", late)):
-        build_module.compute_shared_expert_late = change
+    for side in _sides("compute_shared_expert_late"):
         found[side] = {"order": []}
         found[side] |= jobs.train(config_path, overrides, num_steps=2)
         found[side]["order"] = found[side]["order"][:3]
-        _forget()
-    build_module.compute_shared_expert_late = late
     for name, place in whose.items():
         setattr(*place, methods[name])
     return found
@@ -113,7 +105,12 @@ def repeated_tokens() -> dict[str, Any]:
     }
 
 
-def _forget() -> None:
+def _sides(short_cut: str, without: Callable[[Any], None] = lambda _: None) -> Iterator[str]:
+    """While a model is built without a short cut of its build, and with it: engine, then ours."""
     from k2_megatron.parallel import megatron_state
 
+    with patch.object(build_module, short_cut, without):
+        yield "engine"
+        megatron_state.destroy()
+    yield "ours"
     megatron_state.destroy()

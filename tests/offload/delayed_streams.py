@@ -32,7 +32,7 @@ class DelayedStreams(PlainStreams):
         }
         self._count = 0
         self.poisoned = 0
-        self.sends = self.fetches = 0
+        self.fetches = 0
 
     def host_memory(self, nbytes: int) -> Tensor:
         return torch.full((nbytes,), POISON, dtype=torch.uint8)
@@ -45,7 +45,6 @@ class DelayedStreams(PlainStreams):
             for storage, place in pairs:
                 place.copy_(bytes_of(storage))
 
-        self.sends += 1
         return self._queue("out", copy)
 
     def fetch(self, pairs: Sequence[Pair]) -> Any:

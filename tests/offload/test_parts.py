@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from k2_megatron.offload.engine import OffloadEngine
 from k2_megatron.offload.streams import PlainStreams
@@ -33,11 +35,20 @@ class NothingIsEarly(DelayedStreams):
         pass
 
 
-def test_pack_comes_back_part_by_part() -> None:
-    """Backward waits for what it reads next, and for no more; late parts are NaN until then."""
+Layer = Callable[[OffloadEngine, torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
+
+
+def come_back(layer: Layer, squares: int, count: int) -> None:
+    """Four packs of `count` layers: the gradients are those of a program without offload, only what
+    backward reads first is there when a slot begins, and each tensor is waited for once.
+
+    Args:
+        layer: from its input to its output and the tensors that it has taken, in order of forward.
+        squares: that it computes, each of which saves its input.
+    """
     streams = NothingIsEarly()
     engine = OffloadEngine(streams)
-    plan, count = in_a_row(4), 5
+    plan = in_a_row(4)
     engine.provide(sizes(plan))
     packs = []
     with engine.running(plan):
@@ -48,18 +59,30 @@ def test_pack_comes_back_part_by_part() -> None:
             plain, seen, inputs = begins[0] * 1.0, begins[1] * 1.0, []
             for _ in range(count):
                 engine.begin_layer(seen)
-                engine.take(seen)
-                inputs.append(seen.detach())
-                plain, seen = Square.apply(plain), Square.apply(seen)
+                seen, taken = layer(engine, seen)
+                inputs += [tensor.detach() for tensor in taken]
+            for _ in range(count * squares):
+                plain = Square.apply(plain)
             packs.append((begins, plain, seen, inputs))
         for begins, plain, seen, inputs in packs:
             streams.done.clear()
             engine.begin(forward=False, backward=True)
-            assert [bool(x.isnan().any()) for x in inputs] == [True] * (count - 1) + [False]
+            away = [bool(x.isnan().any()) for x in inputs]
+            assert away == [True] * (count * squares - 1) + [False]
             plain.sum().backward()
             seen.sum().backward()
             assert torch.equal(begins[0].grad, begins[1].grad)
-            assert len(streams.done) == len(set(streams.done)) == count
+            assert len(streams.done) == len(set(streams.done)) == count * squares
+
+
+def test_pack_comes_back_part_by_part() -> None:
+    """Backward waits for what it reads next, and for no more; late parts are NaN until then."""
+
+    def layer(engine, seen):
+        engine.take(seen)
+        return Square.apply(seen), [seen]
+
+    come_back(layer, squares=1, count=5)
 
 
 def test_pack_comes_back_as_a_whole_where_a_forward_runs_beside() -> None:
@@ -108,35 +131,15 @@ def test_storage_that_nobody_saved_is_held_until_its_copy_is_waited_for() -> Non
 
 def test_what_is_read_later_comes_back_behind_the_rest_of_its_part() -> None:
     """Of each layer the second square reads `middle` before the first one reads `seen`."""
-    streams = NothingIsEarly()
-    engine = OffloadEngine(streams)
-    plan, count = in_a_row(4), 3
-    engine.provide(sizes(plan))
-    packs = []
-    with engine.running(plan):
-        for index in range(4):
-            engine.begin(forward=True, backward=False)
-            start = torch.rand(16, generator=torch.Generator().manual_seed(index)) + 0.5
-            begins = [start.clone().requires_grad_() for _ in range(2)]
-            plain, seen, inputs = begins[0] * 1.0, begins[1] * 1.0, []
-            for _ in range(count):
-                engine.begin_layer(seen)
-                middle = Square.apply(seen)
-                with engine.read_later(middle):
-                    engine.take(seen)
-                engine.take(middle)
-                inputs += [seen.detach(), middle.detach()]
-                plain, seen = Square.apply(Square.apply(plain)), Square.apply(middle)
-            packs.append((begins, plain, seen, inputs))
-        for begins, plain, seen, inputs in packs:
-            streams.done.clear()
-            engine.begin(forward=False, backward=True)
-            there = [not bool(x.isnan().any()) for x in inputs]
-            assert there == [False] * (2 * count - 1) + [True]
-            plain.sum().backward()
-            seen.sum().backward()
-            assert torch.equal(begins[0].grad, begins[1].grad)
-            assert len(streams.done) == len(set(streams.done)) == 2 * count
+
+    def layer(engine, seen):
+        middle = Square.apply(seen)
+        with engine.read_later(middle):
+            engine.take(seen)
+        engine.take(middle)
+        return Square.apply(middle), [seen, middle]
+
+    come_back(layer, squares=2, count=3)
 
 
 def test_a_part_may_have_nothing_but_what_is_read_later() -> None:

@@ -19,6 +19,18 @@ SLICE = Path(__file__).parents[2] / "examples" / "configs" / "k2-slice-h100.yaml
 BOUND = 0.025
 
 
+def planned_gib(micro_batch: int, sequence: int, case: list[str], num_gpus: int = 1) -> list[float]:
+    """The plan's peak of each pipeline rank of the slice."""
+    overrides = [
+        f"schedule.micro_batch_size={micro_batch}",
+        f"schedule.seq_length={sequence}",
+        f"schedule.global_batch_size={4 * micro_batch * num_gpus}",
+        *case,
+    ]
+    job = job_of(load_config(SLICE, overrides), num_gpus)
+    return [rank.total_bytes / GIB for rank in make_plan(job, place_matrices=False).ranks]
+
+
 @pytest.mark.parametrize(
     ("layers", "micro_batch", "sequence", "preset", "optimizer", "measured_gib"),
     [
@@ -38,16 +50,8 @@ def test_peaks_of_one_gpu(
     layers: int, micro_batch: int, sequence: int, preset: str, optimizer: str, measured_gib: float
 ) -> None:
     """Three training steps of the K2 slice, four micro-batches each."""
-    overrides = [
-        f"model.num_layers={layers}",
-        f"schedule.micro_batch_size={micro_batch}",
-        f"schedule.seq_length={sequence}",
-        f"schedule.global_batch_size={4 * micro_batch}",
-        f"memory.preset={preset}",
-        f"optimizer.type={optimizer}",
-    ]
-    (rank,) = make_plan(job_of(load_config(SLICE, overrides), 1), place_matrices=False).ranks
-    assert rank.total_bytes / GIB == pytest.approx(measured_gib, rel=BOUND)
+    case = [f"model.num_layers={layers}", f"memory.preset={preset}", f"optimizer.type={optimizer}"]
+    assert planned_gib(micro_batch, sequence, case) == pytest.approx([measured_gib], rel=BOUND)
 
 
 @pytest.mark.parametrize(
@@ -58,16 +62,9 @@ def test_peaks_of_a_pipeline_of_two(
     virtual: int, micro_batch: int, measured_gib: tuple[float, float]
 ) -> None:
     """Four layers, MuonClip, nothing recomputed; each rank against its own plan."""
-    overrides = [
-        "model.num_layers=4",
-        f"schedule.micro_batch_size={micro_batch}",
-        f"schedule.global_batch_size={8 * micro_batch}",
-        "memory.preset=none",
-        "optimizer.type=muonclip",
-        "parallel.pipeline_model_parallel_size=2",
-    ]
+    case = ["model.num_layers=4", "memory.preset=none", "optimizer.type=muonclip"]
+    case.append("parallel.pipeline_model_parallel_size=2")
     if virtual > 1:
-        overrides.append(f"parallel.virtual_pipeline_model_parallel_size={virtual}")
-    ranks = make_plan(job_of(load_config(SLICE, overrides), 2), place_matrices=False).ranks
-    planned = [rank.total_bytes / GIB for rank in ranks]
+        case.append(f"parallel.virtual_pipeline_model_parallel_size={virtual}")
+    planned = planned_gib(micro_batch, 4096, case, num_gpus=2)
     assert planned == pytest.approx(measured_gib, rel=BOUND)
