@@ -8,7 +8,8 @@ Trains a tiny dense model over gloo whose layers sleep in forward, twice as long
 that two cores do for four ranks. Measured: one minus the busiest rank's time in computation
 over the time from the first forward to the last backward, of the shortest of five steps, because
 other processes of the machine only add to it. Predicted: the replayed schedule
-(k2_megatron/planner/schedule.py) with stages that take 1 and 2. A minute.
+(k2_megatron/planner/schedule.py) with layers that take 1 and 2. A stage has one, but in the last
+cases, where ranks wait for uneven stages. Two minutes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ from k2_megatron.planner.schedule import pipeline_seconds
 from k2_megatron.platform.cpu import CpuPlatform
 
 # (PP, VPP, micro-batches)
-CASES = ((2, 1, 2), (2, 1, 8), (2, 2, 4), (4, 1, 4), (4, 1, 8), (4, 1, 16), (4, 2, 4), (4, 2, 8))
+EVEN = ((2, 1, 2), (2, 1, 8), (2, 2, 4), (4, 1, 4), (4, 1, 8), (4, 1, 16), (4, 2, 4), (4, 2, 8))
+# and layers of the stages
+CASES = (
+    *((*case, (1,) * case[0] * case[1]) for case in EVEN),
+    (2, 2, 8, (2, 1, 1, 2)),
+    (2, 2, 8, (1, 2, 2, 1)),
+    (4, 2, 8, (1, 1, 1, 1, 1, 1, 1, 2)),
+    (4, 2, 24, (1, 1, 1, 1, 1, 1, 1, 2)),
+)
 SEQ_LENGTH = 4
 STEPS = 5
 
@@ -75,25 +84,24 @@ def main() -> None:
     print(f"python3 benchmarks/bubble.py --delay-ms {args.delay_ms:g}\n")
     torch.set_num_threads(1)
     CpuPlatform().prepare(0)
-    print("PP  VPP  micro-batches  predicted  measured  difference, points")
-    for pipeline, virtual, count in CASES:
-        stages = pipeline * virtual
-        total, work = pipeline_seconds(
-            pipeline, virtual, count, False, [1.0] * stages, [2.0] * stages
-        )
+    print("PP  VPP  micro-batches  layers    predicted  measured  difference, points")
+    for pipeline, virtual, count, layers in CASES:
+        forward, backward = [float(one) for one in layers], [2.0 * one for one in layers]
+        total, work = pipeline_seconds(pipeline, virtual, count, False, forward, backward)
         predicted = 100 * (1 - work / total)
-        found = 100 * measured(pipeline, virtual, count, args.delay_ms / 1000)
+        found = 100 * measured(pipeline, virtual, count, layers, args.delay_ms / 1000)
         print(
-            f"{pipeline:2}  {virtual:3}  {count:13}  {predicted:7.1f} %  {found:6.1f} %  "
+            f"{pipeline:2}  {virtual:3}  {count:13}  {''.join(map(str, layers)):8s}  "
+            f"{predicted:7.1f} %  {found:6.1f} %  "
             f"{found - predicted:+.1f}",
             flush=True,
         )
 
 
-def measured(pipeline: int, virtual: int, count: int, delay: float) -> float:
-    """The bubble's share of a step."""
+def measured(pipeline: int, virtual: int, count: int, layers: Sequence[int], delay: float) -> float:
+    """The bubble's share of a step; of stages with so many layers."""
     with tempfile.TemporaryDirectory() as folder:
-        config = _config(Path(folder), pipeline, virtual, count)
+        config = _config(Path(folder), pipeline, virtual, count, layers)
         children = []
         for rank in range(pipeline):
             child = os.fork()
@@ -180,18 +188,18 @@ def _sleeping(delay: float) -> Any:
     return forward
 
 
-def _config(folder: Path, pipeline: int, virtual: int, count: int) -> Config:
-    """One dense layer a stage."""
-    stages = pipeline * virtual
+def _config(folder: Path, pipeline: int, virtual: int, count: int, layers: Sequence[int]) -> Config:
+    """Dense layers, so many a stage."""
+    number = sum(layers)
     file = folder / "config.yaml"
     file.write_text(
         f"""
 run: {{name: bubble}}
-model: {{preset: k2-tiny, num_layers: {stages}, first_k_dense_replace: {stages}, hidden_size: 16,
+model: {{preset: k2-tiny, num_layers: {number}, first_k_dense_replace: {number}, hidden_size: 16,
   num_attention_heads: 2, q_lora_rank: 8, kv_lora_rank: 8, qk_head_dim: 8,
   qk_pos_emb_head_dim: 8, v_head_dim: 8, ffn_hidden_size: 16, vocab_size: 64}}
 parallel: {{pipeline_model_parallel_size: {pipeline}, pipeline_model_parallel_layout:
-  "E{"|".join("t" * stages)}L",
+  "E{"|".join("t" * one for one in layers)}L",
   virtual_pipeline_model_parallel_size: {virtual if virtual > 1 else "null"}}}
 precision: {{dtype: fp32}}
 optimizer: {{type: adamw}}

@@ -193,6 +193,9 @@ def most_on_device(
 ) -> Fullest:
     """When packs hold most of the device.
 
+    Of two that overlap, backward gives up a layer for every one that forward makes, so that the
+    pack that is read is not counted in their slot.
+
     Args:
         staying_bytes: of a pack of each chunk, what is on the device from forward to backward.
         leaving_bytes: what is on the device only while it is computed or under way, if the pack
@@ -201,8 +204,9 @@ def most_on_device(
     changes: list[list[tuple[int, int, float]]] = [[] for _ in range(len(plan.slots) + 1)]
     for pack, (first, last) in plan.stays.items():
         part = LAYERS_THAT_STAY / plan.by_layer[pack] if pack in plan.by_layer else 1.0
+        alone = plan.slots[last].forward is None
         changes[first].append((pack[0], 1, part))
-        changes[last + 1].append((pack[0], -1, -part))
+        changes[last + alone].append((pack[0], -1, -part))
         if pack in plan.journeys:
             changes[plan.journeys[pack].away].append((pack[0], 0, -1))
             changes[plan.journeys[pack].back].append((pack[0], 0, 1))

@@ -2,130 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the layers go: the slowest pipeline rank as fast as can be, within a limit of memory.
 
-Costs come as numbers, so that it needs neither torch nor the planner. Stages are counted in whole
-layers. A stage may have none: an embedding or a loss alone is then a stage of its own, and what is
-left over when there are more stages than layers passes its input on.
+A stage may have no layer: an embedding or a loss alone is then a stage of its own, and what is left
+over when there are more stages than layers passes its input on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 from k2_megatron.parallel.layout import PipelineLayout, Stage
+from k2_megatron.parallel.layout_request import BY_STAGES, Counts, Request
 
 from k2_megatron.errors import ConfigError
 
-# Costs are compared as integers: sums of floats in another order would decide between equals.
-_PRECISION = 10**6
-# How much more the slowest rank weighs than the slowest stage.
-_RANK_WEIGHT = 8
-# With so many stages every move is tried.
-_FEW_STAGES = 16
-_Counts = list[int]
-_Score = tuple[float, int, int, int, list[int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What each part of the model takes: time, or memory, in one unit.
-
-    Attributes:
-        layers: of each decoder layer.
-        embedding: of the word embedding.
-        head: of final norm, output layer, loss and all MTP layers, which stay together.
-    """
-
-    layers: tuple[float, ...]
-    embedding: float = 0.0
-    head: float = 0.0
-
-    @cached_property
-    def _total(self) -> list[float]:
-        """Of the first 0, 1, 2, ... layers."""
-        return list(accumulate(self.layers, initial=0.0))
-
-    def of_stages(self, counts: Sequence[int]) -> list[float]:
-        """The sums over stages of so many layers."""
-        total, ends = self._total, accumulate(counts, initial=0)
-        found = [total[end] - total[begin] for begin, end in pairwise(ends)]
-        found[0] += self.embedding
-        found[-1] += self.head
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """What a rank must hold, and may.
-
-    Attributes:
-        states: bytes between steps.
-        activations: bytes of one micro-batch between forward and backward.
-        in_flight: micro-batches of each stage at the rank's fullest moment.
-        limits: bytes of each pipeline rank for both.
-    """
-
-    states: Needs
-    activations: Needs
-    in_flight: tuple[int, ...]
-    limits: tuple[float, ...]
-
-    def excess_of_ranks(self, counts: Sequence[int]) -> list[float]:
-        """Bytes by which each rank exceeds its limit, 0 where it does not."""
-        states = self.states.of_stages(counts)
-        flying = self.activations.of_stages(counts)
-        held = [
-            state + one * count
-            for state, one, count in zip(states, flying, self.in_flight, strict=True)
-        ]
-        num = len(self.limits)
-        return [max(0.0, sum(held[rank::num]) - self.limits[rank]) for rank in range(num)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A pipeline and what is to be placed on it.
-
-    Attributes:
-        times: of a micro-batch, forward and backward.
-        memory: None for no limit.
-    """
-
-    pipeline_size: int
-    virtual_size: int
-    times: Needs
-    num_mtp_layers: int = 0
-    memory: Memory | None = None
-
-    @cached_property
-    def units(self) -> Needs:
-        """The times as whole numbers, so that sums in any order are the same."""
-        times = self.times
-        unit = max(*times.layers, times.embedding, times.head) / _PRECISION or 1.0
-        return Needs(
-            layers=tuple(float(round(one / unit)) for one in times.layers),
-            embedding=float(round(times.embedding / unit)),
-            head=float(round(times.head / unit)),
-        )
-
-    @property
-    def num_stages(self) -> int:
-        """PP x VPP."""
-        return self.pipeline_size * self.virtual_size
-
-    def score(self, counts: _Counts) -> _Score:
-        """Less is better: bytes too many, time, evenness of ranks and stages, layers behind.
-
-        The slowest rank takes its time with every micro-batch, the slowest stage in the bubble.
-        """
-        stages = [int(one) for one in self.units.of_stages(counts)]
-        ranks = [sum(stages[rank :: self.pipeline_size]) for rank in range(self.pipeline_size)]
-        excess = sum(self.memory.excess_of_ranks(counts)) if self.memory else 0.0
-        even = sum(one * one for one in ranks), sum(one * one for one in stages)
-        slowest = _RANK_WEIGHT * max(ranks) + max(stages)
-        return excess, slowest, *even, [-count for count in counts]
+# With so many stages every move is tried, and with so many it is timed.
+_FEW_STAGES, _FEW_TO_TIME = 16, 8
 
 
 def most_chunks(num_layers: int, pipeline_size: int) -> int:
@@ -156,8 +50,10 @@ def refuse_too_many_stages(num_layers: int, pipeline_size: int, virtual_size: in
 def place_layers(request: Request) -> PipelineLayout:
     """Cut the layers into PP x VPP contiguous stages.
 
-    Of all cuts within the memory limit, one with the best slowest rank and stage (see `score`); of
-    these the most even, and of those the one with the most layers in front.
+    Of all cuts within the memory limit, one with the best rows, rank and stage (see `score`); of
+    these the most even, and of those the one with the most layers in front. With interleaving two
+    ways to weigh them are tried, and the step's time decides; with few stages the cut that is found
+    is then mended by the step's time.
     Without interleaving and limit that is exact. Otherwise it is a descent, by moving layers from
     stage to stage, from the cut with the best stages and from those with the best ranks, which may
     miss the best cut by some percent (tests/parallel/test_layout_search.py counts how often).
@@ -170,10 +66,9 @@ def place_layers(request: Request) -> PipelineLayout:
     refused = refuse_too_many_stages(num_layers, request.pipeline_size, request.virtual_size)
     if refused:
         raise ConfigError(f"pipeline: {refused}")
-    counts = _best_stages(request)
-    if request.virtual_size > 1 or request.memory:
-        starts = [counts, *_filled_ranks(request)]
-        counts = min((_descend(request, start) for start in starts), key=request.score)
+    counts = _best_cut(request)
+    if request.virtual_size > 1 and request.step_time:
+        counts = _faster(request, counts)
     if request.memory and any(request.memory.excess_of_ranks(counts)):
         raise ConfigError(
             f"pipeline: no placement on {request.pipeline_size} ranks x {request.virtual_size} "
@@ -182,6 +77,27 @@ def place_layers(request: Request) -> PipelineLayout:
     return layout_of_counts(
         counts, pipeline_size=request.pipeline_size, num_mtp_layers=request.num_mtp_layers
     )
+
+
+def _faster(request: Request, counts: Counts) -> Counts:
+    """A cut that takes less time than one that is even, if there is one by more than a little."""
+    assert request.step_time is not None
+    usual = request.step_time(request.times.of_stages(counts))
+
+    def order(counts: Counts) -> tuple[object, ...]:
+        return request.order(counts, usual)
+
+    counts = min(counts, _best_cut(replace(request, weights=BY_STAGES)), key=order)
+    return _descend(request, counts, order) if request.num_stages <= _FEW_TO_TIME else counts
+
+
+def _best_cut(request: Request) -> Counts:
+    """The cut with the best score, as far as it is found."""
+    counts = _best_stages(request)
+    if request.virtual_size == 1 and not request.memory:
+        return counts
+    starts = [counts, *_filled_ranks(request)]
+    return min((_descend(request, start, request.score) for start in starts), key=request.score)
 
 
 def layout_of_counts(
@@ -209,7 +125,7 @@ def _fewest_of_last(request: Request) -> int:
     return 1 if request.num_mtp_layers else 0
 
 
-def _best_stages(request: Request) -> _Counts:
+def _best_stages(request: Request) -> Counts:
     """The cut with the smallest (slowest stage, sum of squares, layers behind)."""
     total = [0, *accumulate(int(one) for one in request.units.layers)]
     num, last = len(total) - 1, request.num_stages - 1
@@ -259,7 +175,7 @@ def _smallest_cap(total: list[int], extra: list[int], fewest_of_last: int) -> in
     return low
 
 
-def _filled_ranks(request: Request) -> Iterator[_Counts]:
+def _filled_ranks(request: Request) -> Iterator[Counts]:
     """Cuts that give the alike layers, one by one, to the rank with the least to do.
 
     Layers that differ, which stand in front, go to the first stage or the first two.
@@ -299,20 +215,22 @@ class _Loads:
         return stage
 
 
-def _descend(request: Request, counts: _Counts) -> _Counts:
-    """Move one layer at a time from a stage to another, as long as the score falls."""
-    score = request.score(counts)
+def _descend(
+    request: Request, counts: Counts, measure: Callable[[Counts], tuple[object, ...]]
+) -> Counts:
+    """Move one layer at a time from a stage to another, as long as the measure falls."""
+    least: Any = measure(counts)
     while True:
-        found = min(
-            ((request.score(other), other) for other in _moves(request, counts)),
-            default=(score, counts),
+        found: Any = min(
+            ((measure(other), other) for other in _moves(request, counts)),
+            default=(least, counts),
         )
-        if found[0] >= score:
+        if found[0] >= least:
             return counts
-        score, counts = found
+        least, counts = found
 
 
-def _moves(request: Request, counts: _Counts) -> Iterator[_Counts]:
+def _moves(request: Request, counts: Counts) -> Iterator[Counts]:
     """Every cut that takes a layer from a slowest or overfull rank, or a slowest stage."""
     last, size = len(counts) - 1, request.pipeline_size
     stages = request.units.of_stages(counts)

@@ -216,6 +216,8 @@ class ChunkActivations:
         leaving_routed: the same of `leaving`.
         recomputed: bytes of the largest layer's tensors that backward rebuilds or dequantises.
         emptied: the part of them that experts hold until their outputs are there.
+        sent_again: the experts' input is rebuilt.
+        attention: bytes of a layer's norms, attention and router, of what may travel as well.
     """
 
     device: dict[str, float]
@@ -224,6 +226,8 @@ class ChunkActivations:
     leaving_routed: float
     recomputed: float
     emptied: float
+    sent_again: bool
+    attention: float
 
     @property
     def total(self) -> float:
@@ -249,7 +253,8 @@ def chunk_activations(job: Job, stage: Stage) -> ChunkActivations:
             leaving[tensor.name] = leaving.get(tensor.name, 0.0) + away
         routed += size if tensor.routed else 0.0
         leaving_routed += away if tensor.routed else 0.0
-    rebuilt = [_rebuilt(job, dense, policies) for _, dense, policies in layer_kinds(job, stage)]
+    kinds = [(dense, policies) for _, dense, policies in layer_kinds(job, stage)]
+    rebuilt = [_rebuilt(job, dense, policies) for dense, policies in kinds]
     return ChunkActivations(
         device=device,
         leaving=leaving,
@@ -257,7 +262,25 @@ def chunk_activations(job: Job, stage: Stage) -> ChunkActivations:
         leaving_routed=leaving_routed,
         recomputed=max((sum(sizes.values()) for sizes in rebuilt), default=0.0),
         emptied=max((sizes.get("experts", 0.0) for sizes in rebuilt), default=0.0),
+        sent_again=any(
+            policy_of(policies, "expert_input") is Policy.RECOMPUTE
+            for dense, policies in kinds
+            if not dense
+        ),
+        attention=max(
+            (_attention_part(job, dense, policies) for dense, policies in kinds), default=0.0
+        ),
     )
+
+
+def _attention_part(job: Job, dense: bool, policies: Policies) -> float:
+    """Bytes of a layer that its forward keeps in front of the experts and leaves on the device."""
+    total = 0.0
+    for tensor in layer_tensors(job, dense=dense):
+        if tensor.part in ("attention", "norms", "router"):
+            policy = installed_policy(job, policies, tensor.name, dense=dense)
+            total += tensor.device_bytes(policy) + tensor.host_bytes(policy)
+    return total
 
 
 def _rebuilt(job: Job, dense: bool, policies: Policies) -> dict[str, float]:

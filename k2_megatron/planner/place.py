@@ -7,7 +7,7 @@ The trainer and `plan` both come here, so that they cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -15,10 +15,12 @@ from k2_megatron.config.config import Config
 from k2_megatron.errors import ConfigError
 from k2_megatron.parallel.buckets import buffers
 from k2_megatron.parallel.layout import PipelineLayout, Stage
-from k2_megatron.parallel.layout_search import Memory, Needs, Request, place_layers
+from k2_megatron.parallel.layout_request import Memory, Needs, Request
+from k2_megatron.parallel.layout_search import place_layers
 from k2_megatron.planner.activations import chunk_activations
 from k2_megatron.planner.job import Job, job_of
 from k2_megatron.planner.plan import RankPlan, peak_of, plan_ranks
+from k2_megatron.planner.schedule import pipeline_seconds
 from k2_megatron.planner.stage_times import stage_times
 from k2_megatron.planner.states import (
     Owned,
@@ -27,6 +29,10 @@ from k2_megatron.planner.states import (
     optimizer_bytes,
     stage_kind,
 )
+
+# Of each rank, where layouts are compared: 1024 of K2's at PP 16. Their true number depends on the
+# number of GPUs.
+_MICRO_BATCHES = 64
 
 
 @lru_cache(maxsize=256)
@@ -45,9 +51,18 @@ def placed_layout(config: Config) -> PipelineLayout:
 
 def request_of(job: Job, memory: Memory | None = None) -> Request:
     """The job's pipeline with the planner's times."""
+    pipeline, virtual = job.degrees.pipeline, job.degrees.virtual
+
+    def step_time(times: Sequence[float]) -> float:
+        forward, backward = [one / 3 for one in times], [2 * one / 3 for one in times]
+        shape = pipeline, virtual, _MICRO_BATCHES * pipeline
+        overlap = job.config.parallel.overlap_moe_expert_parallel_comm
+        return pipeline_seconds(*shape, overlap, forward, backward)[0]
+
     return Request(
-        pipeline_size=job.degrees.pipeline,
-        virtual_size=job.degrees.virtual,
+        pipeline_size=pipeline,
+        virtual_size=virtual,
+        step_time=step_time,
         times=_needs(job, lambda stage: stage_times(job, stage).total),
         num_mtp_layers=job.shape.num_mtp_layers,
         memory=memory,

@@ -17,10 +17,10 @@ from k2_megatron.planner.estimate import Estimate, estimate
 from k2_megatron.planner.job import Job
 from k2_megatron.planner.newton_schulz import StageWork, newton_schulz_work
 from k2_megatron.planner.offload import job_travel_plan, rank_pool, room_share
+from k2_megatron.planner.optimizer_peak import masters_to_move, optimizer_peak
 from k2_megatron.planner.parameters import count_parameters
-from k2_megatron.planner.schedule import most_in_flight, operations, steady_micro_batches
+from k2_megatron.planner.pass_peak import pass_peak
 from k2_megatron.planner.states import States, rank_states, stage_kind
-from k2_megatron.planner.workspace import masters_to_move, optimizer_peak, pass_peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,24 +204,14 @@ def _fullest(
     job: Job, pipeline_rank: int, chunks: Sequence[ChunkActivations]
 ) -> tuple[float, tuple[int, ...], tuple[float, ...]]:
     """The most that activations hold; micro-batches in flight then; and those on the device."""
-    degrees = job.degrees
-    if not any(chunk.leaving for chunk in chunks):
-        order = operations(
-            pipeline_rank,
-            degrees.pipeline,
-            degrees.virtual,
-            steady_micro_batches(degrees.pipeline, job.sizes.num_microbatches),
-            job.config.parallel.overlap_moe_expert_parallel_comm,
-        )
-        held, flying = most_in_flight(order, [chunk.total for chunk in chunks])
-        return held, flying, flying
     share = room_share(job, pipeline_rank)
     fullest = most_on_device(
         job_travel_plan(job, pipeline_rank),
         [chunk.total + (1 - share) * chunk.host for chunk in chunks],
         [share * chunk.host for chunk in chunks],
     )
-    return fullest.held, fullest.flying, fullest.present
+    travels = any(chunk.leaving for chunk in chunks)
+    return fullest.held, fullest.flying, fullest.present if travels else fullest.flying
 
 
 def _leaving_here(

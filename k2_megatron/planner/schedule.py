@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-# Micro-batches a rank after which the steady state repeats: no warm-up is longer.
-_ROUNDS = 2
+# Micro-batches, and rounds of PP of them, after which two rounds take as long as the two before.
+_STEADY, _STEADY_ROUNDS = 16, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,34 +70,6 @@ def operations(
     return tuple(found)
 
 
-def steady_micro_batches(pipeline: int, num_micro_batches: int) -> int:
-    """A number of micro-batches that shows all there is of the schedule."""
-    return min(num_micro_batches, _ROUNDS * pipeline)
-
-
-def most_in_flight(
-    order: Sequence[Operation], chunk_bytes: Sequence[float]
-) -> tuple[float, tuple[int, ...]]:
-    """The most that micro-batches between forward and backward hold at once.
-
-    Args:
-        order: of one rank.
-        chunk_bytes: what each chunk holds of a micro-batch.
-
-    Returns:
-        Bytes, and the micro-batches in flight by chunk at that moment.
-    """
-    flying = [0] * len(chunk_bytes)
-    best, at_best, now = 0.0, tuple(flying), 0.0
-    for operation in order:
-        sign = 1 if operation.forward else -1
-        flying[operation.chunk] += sign
-        now += sign * chunk_bytes[operation.chunk]
-        if now > best or (operation.forward and now == best and sum(flying) > sum(at_best)):
-            best, at_best = now, tuple(flying)
-    return best, at_best
-
-
 def timeline(
     pipeline: int,
     virtual: int,
@@ -116,12 +88,30 @@ def timeline(
     Returns:
         The bars of each rank.
     """
+    found: list[list[Bar]] = [[] for _ in range(pipeline)]
+    shape = pipeline, virtual, num_micro_batches, overlap
+    for rank, operation, begin, end in _replay(*shape, forward_costs, backward_costs, hop):
+        found[rank].append(Bar(operation=operation, begin=begin, end=end))
+    return found
+
+
+def _replay(
+    pipeline: int,
+    virtual: int,
+    num_micro_batches: int,
+    overlap: bool,
+    forward_costs: Sequence[float],
+    backward_costs: Sequence[float],
+    hop: float,
+) -> Iterator[tuple[int, Operation, float, float]]:
+    """(rank, operation, begin, end), each rank's in its order and behind what it needs."""
     orders = [
         operations(rank, pipeline, virtual, num_micro_batches, overlap) for rank in range(pipeline)
     ]
-    last_stage = pipeline * virtual - 1
-    done: dict[tuple[bool, int, int], float] = {}
-    bars: list[list[Bar]] = [[] for _ in orders]
+    stages = pipeline * virtual
+    # When the output of each stage and micro-batch was there, [stages, micro-batches].
+    forward_done: list[list[float | None]] = [[None] * num_micro_batches for _ in range(stages)]
+    backward_done: list[list[float | None]] = [[None] * num_micro_batches for _ in range(stages)]
     next_of, clock = [0] * pipeline, [0.0] * pipeline
     waiting = True
     while waiting:
@@ -129,26 +119,24 @@ def timeline(
         for rank, order in enumerate(orders):
             while next_of[rank] < len(order):
                 one = order[next_of[rank]]
-                stage = one.chunk * pipeline + rank
-                if one.forward:
-                    needs = (True, stage - 1, one.micro_batch) if stage else None
-                elif stage == last_stage:
-                    needs = (True, stage, one.micro_batch)
-                else:
-                    needs = (False, stage + 1, one.micro_batch)
-                if needs is not None and needs not in done:
-                    break
+                stage, index = one.chunk * pipeline + rank, one.micro_batch
                 begin = clock[rank]
-                if needs is not None:
-                    begin = max(begin, done[needs] + (hop if needs[1] != stage else 0.0))
-                cost = (forward_costs if one.forward else backward_costs)[stage]
-                clock[rank] = begin + cost
-                done[one.forward, stage, one.micro_batch] = clock[rank]
-                bars[rank].append(Bar(operation=one, begin=begin, end=clock[rank]))
+                if one.forward:
+                    needs = forward_done[stage - 1][index] if stage else begin - hop
+                elif stage == stages - 1:
+                    needs = forward_done[stage][index]
+                    needs = None if needs is None else needs - hop  # nothing travels
+                else:
+                    needs = backward_done[stage + 1][index]
+                if needs is None:
+                    break
+                begin = max(begin, needs + hop)
+                end = begin + (forward_costs if one.forward else backward_costs)[stage]
+                (forward_done if one.forward else backward_done)[stage][index] = clock[rank] = end
+                yield rank, one, begin, end
                 next_of[rank] += 1
                 waiting = True
     assert all(next_of[rank] == len(order) for rank, order in enumerate(orders)), "a deadlock"
-    return bars
 
 
 def pipeline_seconds(
@@ -162,15 +150,23 @@ def pipeline_seconds(
 ) -> tuple[float, float]:
     """Time of all micro-batches, and of the slowest rank's work in it.
 
-    The difference is the bubble. Beyond what shows the schedule, each further micro-batch takes
-    the slowest rank's work.
+    The difference is the bubble. Where there are many, the schedule is replayed until it is steady,
+    and each further round of PP micro-batches takes what the last ones added: more than the slowest
+    rank's work where chunks are uneven, because ranks wait for each other in every round.
     """
-    shown = steady_micro_batches(pipeline, num_micro_batches)
-    bars = timeline(pipeline, virtual, shown, overlap, forward_costs, backward_costs, hop)
+
+    def replayed(count: int) -> float:
+        shape = pipeline, virtual, count, overlap
+        bars = _replay(*shape, forward_costs, backward_costs, hop)
+        return max(end for _, _, _, end in bars)
+
     slowest = max(
         sum(forward_costs[rank::pipeline]) + sum(backward_costs[rank::pipeline])
         for rank in range(pipeline)
     )
-    seconds = max(rank_bars[-1].end for rank_bars in bars)
-    more = (num_micro_batches - shown) * slowest
-    return seconds + more, num_micro_batches * slowest
+    steady = pipeline * max(_STEADY_ROUNDS, -(-_STEADY // pipeline))
+    if num_micro_batches <= steady + 2 * pipeline:
+        return replayed(num_micro_batches), num_micro_batches * slowest
+    seconds, more = replayed(steady), replayed(steady + 2 * pipeline)
+    rounds = (num_micro_batches - steady) / pipeline
+    return seconds + rounds * (more - seconds) / 2, num_micro_batches * slowest

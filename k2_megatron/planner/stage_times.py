@@ -96,19 +96,14 @@ def stage_times(job: Job, stage: Stage) -> StageTimes:
 
 
 def _embedding(job: Job) -> tuple[float, float]:
-    """Seconds of a look-up, and of its gradient, which goes over the whole table.
+    """Seconds of a look-up, and of its gradient, which goes over the rows that were looked up.
 
-    PyTorch fills and reads a table of the weights' dtype, which is then added to the fp32 gradients
-    (read and written).
+    They are turned into fp32 and added to the sum (model/vocabulary.py); of a vocabulary that is
+    cut, every tensor rank adds those of all tokens.
     """
-    table = job.shape.vocab_size * job.shape.hidden_size / job.degrees.tensor
+    elements = job.tokens / job.degrees.context * job.shape.hidden_size
     rate = job.gpu.memory_rate
-    return 2 * hidden_bytes(job) / rate, table * (2 * job.width + 8) / rate
-
-
-def stage_forward_flops(job: Job, stage: Stage) -> float:
-    """Operations of forward for one token: a third of the model formula's."""
-    return sum(_flops(job, stage))
+    return 2 * hidden_bytes(job) / rate, elements * (job.width + 4 * 4) / rate
 
 
 def _flops(job: Job, stage: Stage) -> tuple[float, float]:

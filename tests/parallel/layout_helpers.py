@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from k2_megatron.parallel.layout import PipelineLayout
-from k2_megatron.parallel.layout_search import Needs, Request, place_layers
+from k2_megatron.parallel.layout_request import Needs, Request
+from k2_megatron.parallel.layout_search import place_layers
 
 
 def even_layout(

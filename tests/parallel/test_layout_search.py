@@ -6,26 +6,22 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations_with_replacement, pairwise
 
 import pytest
-from k2_megatron.parallel.layout_search import (
-    Memory,
-    Needs,
-    Request,
-    most_chunks,
-    place_layers,
-)
+from k2_megatron.parallel.layout_request import Memory, Needs, Request
+from k2_megatron.parallel.layout_search import place_layers
 
 from k2_megatron.errors import ConfigError
-from k2_megatron.planner.schedule import timeline
+from k2_megatron.planner.schedule import pipeline_seconds, timeline
 from tests.parallel.layout_helpers import even_layout
 
 # Kimi K2 by the planner's estimate at EP16, milliseconds of a micro-batch, forward and backward.
 # Expert communication overlapped, and not. tests/planner/test_place.py asks the planner.
-OVERLAPPED = Needs(layers=(30.8, *[32.8] * 60), embedding=6.0, head=67.1)
-SERIAL = Needs(layers=(30.8, *[56.8] * 60), embedding=6.0, head=67.1)
+OVERLAPPED = Needs(layers=(30.8, *[32.8] * 60), embedding=0.3, head=67.1)
+SERIAL = Needs(layers=(30.8, *[56.8] * 60), embedding=0.3, head=67.1)
 
 # Decoder layers by stage: E and L stand on the first and the last.
 HAND_MADE = {
@@ -44,27 +40,35 @@ def counts_of(request: Request) -> list[int]:
     return [len(stage.layers) for stage in place_layers(request).stages]
 
 
+def request_of(pipeline: int, virtual: int, times: Needs) -> Request:
+    """As the planner asks; a third of a stage's time is forward."""
+
+    def step_time(times: Sequence[float]) -> float:
+        forward, backward = [one / 3 for one in times], [2 * one / 3 for one in times]
+        return pipeline_seconds(pipeline, virtual, 64 * pipeline, virtual > 1, forward, backward)[0]
+
+    return Request(pipeline_size=pipeline, virtual_size=virtual, times=times, step_time=step_time)
+
+
 @pytest.mark.parametrize("times", [OVERLAPPED, SERIAL], ids=["overlapped", "serial"])
 @pytest.mark.parametrize(("pipeline", "virtual"), [*HAND_MADE, (16, 4)])
 def test_61_layers_are_placed_as_well_as_by_hand(pipeline: int, virtual: int, times: Needs) -> None:
-    """Not worse than a published one, by the search's own measure and by the replayed schedule."""
-    request = Request(pipeline_size=pipeline, virtual_size=virtual, times=times)
+    """Not worse than a published one, by the replayed schedule."""
+    request = request_of(pipeline, virtual, times)
     began = time.perf_counter()
     found = counts_of(request)
     assert time.perf_counter() - began < 1.0
     assert sum(found) == 61
     if (pipeline, virtual) in HAND_MADE:
-        by_hand = request.score(HAND_MADE[pipeline, virtual])
-        assert request.score(found) <= by_hand
-        ours, theirs = _seconds(request, found), _seconds(request, HAND_MADE[pipeline, virtual])
+        ours, theirs = (_seconds(request, one) for one in (found, HAND_MADE[pipeline, virtual]))
         assert ours <= theirs * (1 + 1e-9)
 
 
 def _seconds(request: Request, counts: list[int]) -> float:
     """Of 64 micro-batches a rank, K2's 1024 at PP 16; a third of a stage's time is forward.
 
-    With few micro-batches a cut with a short last stage can win by up to 4 %: where the slowest
-    rank counts less than how 1F1B fits together.
+    With two of them a cut with a short last stage wins by up to 5 %: the slowest rank counts less
+    than how 1F1B fits together.
     """
     costs = request.times.of_stages(counts)
     forward, backward = [one / 3 for one in costs], [2 * one / 3 for one in costs]
@@ -74,50 +78,49 @@ def _seconds(request: Request, counts: list[int]) -> float:
 
 
 def test_61_layers_over_64_stages() -> None:
-    """Embedding and loss have stages of their own, one stage is empty; no rank has more than 4."""
-    request = Request(pipeline_size=16, virtual_size=4, times=OVERLAPPED)
+    """The loss has a stage of its own, on a rank with one layer; no other has more than 4."""
+    request = request_of(16, 4, OVERLAPPED)
     counts = counts_of(request)
     ranks = [sum(counts[rank::16]) for rank in range(16)]
-    assert max(counts) == 1 and counts.count(0) == 3
-    # A layer less where the embedding is, one where the empty stage went, two beside the loss.
-    assert sorted(ranks) == [2, 3, *[4] * 14]
-    assert ranks[15] == 2
+    assert max(counts) == 1 and counts[-1] == 0
+    # With a layer and the loss a rank works nearly as long as others with 4 layers.
+    assert sorted(ranks) == [1, *[4] * 15] and ranks[15] == 1
 
 
 def test_small_cases_against_all_cuts() -> None:
-    """The best of all cuts without interleaving; with it, in all cases but two of 400."""
-    missed = []
-    for seed in range(400):
+    """By the replayed schedule: the best without interleaving, half a percent behind it with it."""
+    behind = []
+    for seed in range(200):
         request = _small_case(random.Random(seed))
-        found, best = request.score(counts_of(request)), _best_of_all(request)
-        assert found >= best
-        if found[:2] != best[:2]:
-            missed.append(found[1] / best[1])
-            assert request.virtual_size > 1
-    assert len(missed) <= 2 and max(missed, default=1.0) < 1.06
+        assert request.step_time is not None
+        found = request.step_time(request.times.of_stages(counts_of(request)))
+        more = found / _best_of_all(request) - 1
+        assert more > -1e-9
+        if request.virtual_size == 1:
+            assert more < 1e-9
+        else:
+            behind.append(more)
+    assert max(behind) < 0.1 and sum(behind) / len(behind) < 0.005
 
 
 def _small_case(chance: random.Random) -> Request:
-    num_layers = chance.randint(4, 8)
     pipeline, virtual = chance.choice([(2, 1), (3, 1), (4, 1), (2, 2), (3, 2), (2, 3)])
+    num_layers = chance.randint(pipeline * virtual, pipeline * virtual + 2)
     dense = chance.randint(0, 2)
     times = Needs(
         layers=tuple([chance.uniform(0.5, 2)] * dense + [1.0] * (num_layers - dense)),
         embedding=chance.choice([0.0, 0.3, 1.2]),
         head=chance.choice([0.5, 1.0, 2.1]),
     )
-    return Request(
-        pipeline_size=pipeline,
-        virtual_size=virtual if virtual <= most_chunks(num_layers, pipeline) else 1,
-        times=times,
-        num_mtp_layers=chance.randint(0, 1),
-    )
+    mtp = chance.randint(0, 1)
+    return replace(request_of(pipeline, virtual, times), num_mtp_layers=mtp)
 
 
-def _best_of_all(request: Request) -> tuple[object, ...]:
+def _best_of_all(request: Request) -> float:
     num_layers, fewest = len(request.times.layers), 1 if request.num_mtp_layers else 0
+    assert request.step_time is not None
     return min(
-        request.score(counts)
+        request.step_time(request.times.of_stages(counts))
         for ends in combinations_with_replacement(range(num_layers + 1), request.num_stages - 1)
         for counts in [[b - a for a, b in pairwise((0, *ends, num_layers))]]
         if counts[-1] >= fewest

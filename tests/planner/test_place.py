@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from k2_megatron.parallel.layout_search import Needs
+from k2_megatron.parallel.layout_request import Needs
 
 from k2_megatron.memory.policy import PRESETS
 from k2_megatron.model.shape import pipeline_layout

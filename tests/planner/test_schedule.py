@@ -7,14 +7,15 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from k2_megatron.offload.slots import most_on_device
 from megatron.core.pipeline_parallel.schedules import get_schedule_table
 
+from k2_megatron.planner.offload import travel_plan
 from k2_megatron.planner.schedule import (
-    most_in_flight,
     operations,
     pipeline_seconds,
-    steady_micro_batches,
     timeline,
+    warmup_forwards,
 )
 
 
@@ -49,15 +50,21 @@ def test_every_micro_batch_goes_forth_and_back_once(
             assert sorted(places) == [(c, m) for c in range(virtual) for m in range(count)]
 
 
-@pytest.mark.parametrize(("pipeline", "virtual"), [(4, 1), (4, 2), (16, 4)])
-def test_more_micro_batches_hold_no_more(pipeline: int, virtual: int) -> None:
-    few = steady_micro_batches(pipeline, 10**6)
+@pytest.mark.parametrize(
+    ("pipeline", "virtual", "overlap"),
+    [
+        *((1, 1, False), (4, 1, False), (4, 2, False), (16, 4, False)),
+        *((1, 1, True), (4, 2, True), (16, 4, True)),
+    ],
+)
+def test_in_flight(pipeline: int, virtual: int, overlap: bool) -> None:
+    """The warm-up and, where it does not overlap with a backward, the forward behind it."""
     for rank in range(pipeline):
-        found = [
-            most_in_flight(operations(rank, pipeline, virtual, count, True), [1.0] * virtual)[0]
-            for count in (few, 4 * few)
-        ]
-        assert found[0] == found[1]
+        warmup = warmup_forwards(rank, pipeline, virtual, 10**6, overlap)
+        for count in (4 * pipeline, 16 * pipeline):
+            plan = travel_plan(rank, pipeline, virtual, count, overlap)
+            fullest = most_on_device(plan, [1.0] * virtual, [0.0] * virtual)
+            assert sum(fullest.flying) == fullest.held == warmup + (not overlap)
 
 
 @pytest.mark.parametrize(("pipeline", "virtual"), [(4, 1), (4, 2), (8, 4)])
