@@ -31,7 +31,8 @@ from k2_megatron.train.status_text import add_status_parser, run_status
 BY_KEYBOARD = 130
 # What a shell says of a command whose reader has gone, as with `| head -1`: 128 + SIGPIPE.
 OUTPUT_CLOSED = 141
-_ONLY_PRINT = ("status", "plan", "validate")
+# What it prints is not what these are called for: they go on, or fail, as any program does.
+_ACT = ("train", "data", "launch", "import-hf", "export-hf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,16 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser(with_data=given[:1] == ["data"]).parse_args(given)
     try:
-        code: int = args.run(args)
-        if args.command in _ONLY_PRINT:
+        code = _run(args)
+        if not _acts(args):
             sys.stdout.flush()
         return code
     except BrokenPipeError:
-        if args.command not in _ONLY_PRINT:
+        if _acts(args):
             raise
         # Else the interpreter would flush into the closed pipe once more, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OUTPUT_CLOSED
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run the parsed command; returns the exit code, also of what a user can cause."""
+    try:
+        code: int = args.run(args)
+        return code
     except UserError as error:
         print(f"k2-megatron: {error}", file=sys.stderr)
         return USER_ERROR
@@ -58,6 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("k2-megatron: interrupted", file=sys.stderr)
         return BY_KEYBOARD
+
+
+def _acts(args: argparse.Namespace) -> bool:
+    """Whether the command does more than print."""
+    command = getattr(args, "checkpoint_command", args.command)
+    return command in _ACT and not getattr(args, "dry_run", False)
 
 
 def _parser(*, with_data: bool) -> argparse.ArgumentParser:
@@ -199,8 +213,8 @@ def _default_ranks(config: Config, devices: int | None) -> int:
     """As many ranks as fit on the GPUs; without GPUs as few as the layout needs."""
     fitting = run_world_sizes(config)
     if devices is None:
-        return fitting[0]
-    # Where none fits the device count is refused, with the numbers that would.
+        return min(fitting, default=1)
+    # Where none fits the number is refused, with those that would.
     return max((size for size in fitting if size <= devices), default=devices)
 
 

@@ -34,6 +34,10 @@ class DiskError(CheckpointError):
     """The disk refused a save: full, over quota, or failing. A later save may go well."""
 
 
+class AgreedDataError(AgreedError, DataError):
+    """A DataError of every rank."""
+
+
 class AgreedCheckpointError(AgreedError, CheckpointError):
     """A CheckpointError of every rank."""
 

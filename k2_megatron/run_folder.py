@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from k2_megatron.checkpoint.durable import write_text_durably
 from k2_megatron.config.config import Config
 from k2_megatron.config.dump import dump_config
 from k2_megatron.errors import UserError
@@ -35,7 +36,7 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """What ranks other than 0 print."""
+        """What ranks other than 0 print, start after start."""
         return self.path / "logs"
 
     @property
@@ -129,9 +130,12 @@ class RunFolder:
         return here or _runs(int(found[1]), expecting="k2_megatron")
 
     def start(self, config: Config) -> None:
-        """Make the folder and write the resolved configuration; rank 0 alone."""
+        """Make the folder and write the resolved configuration; rank 0 alone.
+
+        `status` may read it at any time, and finds the one before or this one.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        self.resolved_config.write_text(dump_config(config))
+        write_text_durably(self.resolved_config, dump_config(config))
 
 
 def _runs(process: int, expecting: str = "") -> bool:

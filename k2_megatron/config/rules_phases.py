@@ -8,7 +8,7 @@ phase's configuration goes through them (k2_megatron/config/rules.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from k2_megatron.config.config import Config
@@ -20,9 +20,22 @@ from k2_megatron.config.phases import (
     phases_of,
 )
 from k2_megatron.config.refusal import Refusal
+from k2_megatron.config.resolve import fitting_world_sizes
 from k2_megatron.config.schedule import PhaseConfig
 
 _LENGTHS = ("steps", "tokens", "until_tokens")
+_SHOWN_SIZES = 8
+# What decides which numbers of processes fit.
+_DEGREES = (
+    "schedule.global_batch_size",
+    "schedule.micro_batch_size",
+    "parallel.tensor_model_parallel_size",
+    "parallel.pipeline_model_parallel_size",
+    "parallel.virtual_pipeline_model_parallel_size",
+    "parallel.context_parallel_size",
+    "parallel.expert_model_parallel_size",
+    "parallel.expert_tensor_parallel_size",
+)
 
 
 def _each(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
@@ -132,6 +145,34 @@ def refuse_new_processes_that_cannot_resume(config: Config) -> Iterable[Refusal]
         )
 
 
+def refuse_phases_that_no_process_count_fits(config: Config) -> Iterable[Refusal]:
+    """Every start checks all phases, so that a run cannot come to one that it cannot train."""
+    phases = phases_of(config)
+    schedules = [phase.config.schedule for phase in phases]
+    if any(one.global_batch_size % one.micro_batch_size for one in schedules):
+        return
+    fitting = [fitting_world_sizes(phase.config) for phase in phases]
+    if not all(fitting):  # the rules of that phase say why
+        return
+    common = fitting[0]
+    for phase, sizes in zip(phases[1:], fitting[1:], strict=True):
+        both = [size for size in common if size in sizes]
+        if not both:
+            yield Refusal(
+                ("schedule.phases", *_DEGREES),
+                "phases that share a number of processes",
+                f"the number must fit every phase: phase {phase.name} takes {_shown(sizes)}; "
+                f"all before it {_shown(common)}",
+            )
+            return
+        common = both
+
+
+def _shown(sizes: Sequence[int]) -> str:
+    more = ", ..." if len(sizes) > _SHOWN_SIZES else ""
+    return ", ".join(map(str, sizes[:_SHOWN_SIZES])) + more
+
+
 PHASE_RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     refuse_phase_without_one_length,
     refuse_phase_that_has_ended_before_it_begins,
@@ -141,4 +182,5 @@ PHASE_RULES: tuple[Callable[[Config], Iterable[Refusal]], ...] = (
     refuse_rate_without_effect,
     refuse_going_on_with_no_course,
     refuse_new_processes_that_cannot_resume,
+    refuse_phases_that_no_process_count_fits,
 )

@@ -25,7 +25,8 @@ from torch.utils.data import Dataset
 
 from k2_megatron.data.index_cache import cache_path, filled_aside, wait_until_visible
 from k2_megatron.data.order import MID_LEVEL_SURPLUS, OrderPlan, plan_order
-from k2_megatron.errors import DataError
+from k2_megatron.errors import AgreedDataError
+from k2_megatron.launch.agreement import agree, from_first_rank
 
 SAMPLE_KEYS = ("tokens", "labels", "loss_mask", "position_ids")
 
@@ -96,13 +97,12 @@ def build_datasets(
     rows_before: Sequence[tuple[int, int]] | None = None,
     cache_folder: str | Path | None = None,
     is_built_on_rank: bool = True,
-    group: distributed.ProcessGroup | None = None,
 ) -> tuple[TokenSamples | None, TokenSamples | None]:
     """Build the training and the validation set.
 
-    Where torch.distributed is initialised this is a collective of `group`, which must hold rank 0
-    of the default group: all its ranks must call it with the same arguments, `is_built_on_rank`
-    apart. They wait while rank 0 builds indices the first time; cached indices take no time.
+    Where torch.distributed is initialised this is a collective: all ranks must call it with the
+    same arguments, `is_built_on_rank` apart. They wait while rank 0 builds indices the first time;
+    cached indices take no time.
 
     Args:
         corpora: Pairs of prefix and weight.
@@ -114,80 +114,42 @@ def build_datasets(
         rows_before: As in `plan_order`.
         cache_folder: For the sample indices; None: `index_cache` beside the first corpus.
         is_built_on_rank: Whether this rank reads samples; if not it gets (None, None).
-        group: Where the ranks tell each other; None: the default group.
 
     Returns:
         Training set and validation set; the latter None where `valid_samples` is 0.
 
     Raises:
-        DataError: On every rank with the same text, where any rank meets a problem.
+        DataError: On every rank with the same text, where any rank meets a problem or an OSError.
     """
     parallel = distributed.is_available() and distributed.is_initialized()
-    rank = distributed.get_rank() if parallel else 0
-    plan: OrderPlan | None = None
-    problem: str | None = None
-    if rank == 0:
-        try:
-            plan = plan_order(
-                corpora,
-                seq_length=seq_length,
-                seed=seed,
-                train_samples=train_samples,
-                valid_samples=valid_samples,
-                valid_fraction=valid_fraction,
-                rows_before=rows_before,
-            )
-            final = cache_path(plan, cache_folder, parallel=parallel)
-            if not final.is_dir():
-                with filled_aside(final) as aside:
-                    _open_sets(plan, aside, parallel)
-        except DataError as error:
-            problem = str(error)
-        except BaseException as error:
-            # A defect of ours: the other ranks must not wait for it, this one shows it.
-            _announce((None, f"rank 0 failed to build the data: {error!r}"), parallel, group)
-            raise
-    plan, problem = _announce((plan, problem), parallel, group)
-    if problem is not None:
-        raise DataError(problem)
-    assert plan is not None
-    sets: tuple[TokenSamples | None, TokenSamples | None] = (None, None)
-    if is_built_on_rank:
-        try:
-            final = cache_path(plan, cache_folder, parallel=parallel)
-            wait_until_visible(final, rank)
-            sets = _open_sets(plan, final, parallel)
-        except DataError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"rank {rank}: {error}"
-    problem = _first_problem(problem, parallel, group)
-    if problem is not None:
-        raise DataError(problem)
-    return sets
 
+    def built() -> OrderPlan:
+        plan = plan_order(
+            corpora,
+            seq_length=seq_length,
+            seed=seed,
+            train_samples=train_samples,
+            valid_samples=valid_samples,
+            valid_fraction=valid_fraction,
+            rows_before=rows_before,
+        )
+        final = cache_path(plan, cache_folder, parallel=parallel)
+        if not final.is_dir():
+            with filled_aside(final) as aside:
+                _open_sets(plan, aside, parallel)
+        return plan
 
-def _announce(
-    news: tuple[OrderPlan | None, str | None],
-    parallel: bool,
-    group: distributed.ProcessGroup | None,
-) -> tuple[OrderPlan | None, str | None]:
-    """Return rank 0's news on every rank."""
-    box = [news]
-    if parallel:
-        distributed.broadcast_object_list(box, src=0, group=group)
-    return box[0]
+    reading = "reading data.corpora"
+    plan = from_first_rank(built, doing=reading, kind=AgreedDataError)
 
+    def opened() -> tuple[TokenSamples | None, TokenSamples | None]:
+        if not is_built_on_rank:
+            return None, None
+        final = cache_path(plan, cache_folder, parallel=parallel)
+        wait_until_visible(final)
+        return _open_sets(plan, final, parallel)
 
-def _first_problem(
-    problem: str | None, parallel: bool, group: distributed.ProcessGroup | None
-) -> str | None:
-    """Return the problem of the lowest rank that has one, on every rank."""
-    if not parallel:
-        return problem
-    problems: list[str | None] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(problems, problem, group=group)
-    return next((text for text in problems if text is not None), None)
+    return agree(opened, doing=reading, kind=AgreedDataError)
 
 
 def _open_sets(

@@ -73,7 +73,7 @@ def filled_aside(final: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def wait_until_visible(final: Path, rank: int, seconds: float = VISIBLE_WITHIN_SECONDS) -> None:
+def wait_until_visible(final: Path, seconds: float = VISIBLE_WITHIN_SECONDS) -> None:
     """Wait for a folder that rank 0 made.
 
     Raises:
@@ -83,7 +83,7 @@ def wait_until_visible(final: Path, rank: int, seconds: float = VISIBLE_WITHIN_S
     while not final.is_dir():
         if time.monotonic() >= deadline:
             raise DataError(
-                f"rank {rank} on {socket.gethostname()} does not see {final}, which rank 0 wrote"
+                f"host {socket.gethostname()} does not see {final}, which rank 0 wrote"
                 f" {seconds:.0f} s ago; data.cache_folder must be on a file system that all nodes"
                 " share"
             )

@@ -11,9 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from types import FrameType
 
+from k2_megatron.launch.ports import free_port
 from k2_megatron.launch.signals import PARENT_PIPE
 
 INTERRUPTED = 3
@@ -35,8 +39,9 @@ def spawn(
 ) -> int:
     """Run `command` as `num_ranks` ranks over loopback.
 
-    Rank 0 keeps the terminal; the others write to LOG_FOLDER/rank_NNNNN.log. SIGTERM, SIGINT and
-    SIGUSR1 go on to every rank, a closed terminal (SIGHUP) as SIGTERM. No rank outlives this call.
+    Rank 0 keeps the terminal; the others write to the end of LOG_FOLDER/rank_NNNNN.log. SIGTERM,
+    SIGINT and SIGUSR1 go on to every rank, a closed terminal (SIGHUP) as SIGTERM. No rank outlives
+    this call.
 
     Args:
         command: of each rank.
@@ -76,7 +81,7 @@ def _spawn_once(
 
 
 def rank_log(log_folder: Path, rank: int) -> Path:
-    """Where a local rank other than 0 writes what it prints."""
+    """Where a local rank other than 0 writes what it prints, start after start."""
     return log_folder / f"rank_{rank:05d}.log"
 
 
@@ -85,9 +90,12 @@ class _Ranks:
 
     def __init__(self, log_folder: Path) -> None:
         self._log_folder = log_folder
+        self._log_begins: dict[int, int] = {}  # by rank: where this start does, in bytes
         self._processes: list[subprocess.Popen[bytes]] = []
         self._culprit: int | None = None
         self._signal: int | None = None
+        self._starting = True
+        self._held: list[int] = []
         # Ours alone: the ranks see it close when this process ends, however that comes.
         self._pipe, self._writing = os.pipe()
 
@@ -97,12 +105,19 @@ class _Ranks:
         return self._signal is not None
 
     def start(self, command: Sequence[str], num_ranks: int) -> None:
-        """Start all ranks; a signal in between leaves out the rest."""
+        """Start all ranks; a signal in between leaves out the rest.
+
+        It is held until the ranks that were started are known: one that a signal finds half
+        started would miss it, and it comes once.
+        """
         self._log_folder.mkdir(parents=True, exist_ok=True)
-        port = _free_port()
+        port = free_port()
         for rank in range(num_ranks):
             if self._signal is None:
                 self._start_one(command, rank, num_ranks, port)
+        self._starting = False  # from here on signals are passed on as they come
+        for number in self._held:
+            self._send(number)
 
     def _start_one(self, command: Sequence[str], rank: int, num_ranks: int, port: int) -> None:
         environment = {
@@ -112,11 +127,12 @@ class _Ranks:
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(num_ranks),
+            "LOCAL_WORLD_SIZE": str(num_ranks),  # not that of a launcher around this command
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             PARENT_PIPE: str(self._pipe),
         }
-        log = None if rank == 0 else rank_log(self._log_folder, rank).open("wb")
+        log = None if rank == 0 else self._open_log(rank, num_ranks)
         try:
             process = subprocess.Popen(
                 command,
@@ -133,6 +149,20 @@ class _Ranks:
                 log.close()
         self._processes.append(process)
 
+    def _open_log(self, rank: int, num_ranks: int) -> FileIO:
+        """The log of a rank, ready for this start's lines.
+
+        What is there stays: the last words of a rank that failed, or the lines of one that runs,
+        because whether another command trains in the folder is found out by the ranks.
+        """
+        log = rank_log(self._log_folder, rank).open("ab", buffering=0)
+        here = f"started by process {os.getpid()} on {socket.gethostname()}"
+        head = f"--- {datetime.now():%Y-%m-%d %H:%M:%S}: rank {rank} of {num_ranks}, {here}\n"
+        with suppress(OSError):  # a full disk, on which a rank can still train
+            log.write(("\n" * bool(log.tell()) + head).encode())
+        self._log_begins[rank] = log.tell()
+        return log
+
     def forward(self, number: int, frame: FrameType | None) -> None:
         """Pass a signal on to every rank that is left."""
         number = signal.SIGTERM if number == signal.SIGHUP else number
@@ -140,6 +170,12 @@ class _Ranks:
             text = b"\nk2-megatron: stopping after this step; Ctrl-C again to end at once\n"
             os.write(sys.stderr.fileno(), text)
         self._signal = number
+        if self._starting:
+            self._held.append(number)
+        else:
+            self._send(number)
+
+    def _send(self, number: int) -> None:
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -203,8 +239,10 @@ class _Ranks:
         if rank == 0:  # it has told its own on the terminal
             return
         path = rank_log(self._log_folder, rank)
-        text = path.read_text(errors="replace").rstrip().splitlines()[-_LOG_LINES_SHOWN:]
-        head = f"the end of {path}:" if text else f"{path} is empty"
+        with path.open("rb") as log:
+            log.seek(self._log_begins[rank])
+            text = log.read().decode(errors="replace").rstrip().splitlines()[-_LOG_LINES_SHOWN:]
+        head = f"the end of {path}:" if text else f"{path}: nothing was written by this start"
         print("\n".join([head, *text]), file=sys.stderr)
 
 
@@ -219,10 +257,3 @@ def _how(code: int) -> str:
 
 def _say(text: str) -> None:
     print(f"k2-megatron: {text}", file=sys.stderr)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

@@ -73,7 +73,7 @@ class CallbackList:
         """
         self._callbacks = tuple(callbacks) if writes else ()
         self._say = say
-        self._failing: set[str] = set()
+        self._failing: set[Callback] = set()
         self._gone_back: dict[Callback, int] = {}
 
     def on_train_start(self, resumed_step: int) -> None:
@@ -88,7 +88,8 @@ class CallbackList:
             extra |= callback.measure(record)
         complete = replace(record, extra=extra)
         for callback in self._callbacks:
-            self._try(callback, partial(callback.on_step_end, complete))
+            if self._try(callback, partial(callback.on_step_end, complete)):
+                self._failing.discard(callback)
 
     def on_valid(self, step: int, valid_loss: float) -> None:
         """Hand out a validation loss, before `on_step_end` of the same step."""
@@ -104,27 +105,37 @@ class CallbackList:
     def on_train_end(self) -> None:
         """Let every callback finish a run that ended in order."""
         for callback in self._callbacks:
-            callback.on_train_end()
+            self._try(callback, callback.on_train_end, told="cannot write")
 
-    def _try(self, callback: Callback, action: Callable[[], None] = lambda: None) -> None:
-        """Let a full disk cost a measurement and not the run; said once until it goes well.
+    def _try(
+        self,
+        callback: Callback,
+        action: Callable[[], None] = lambda: None,
+        told: str = "cannot write, training goes on",
+    ) -> bool:
+        """Let a full disk cost a measurement and not the run; said once until a step goes well.
 
-        A rollback that is owed comes first.
+        A rollback that is owed comes first. Whether the disk took all of it.
         """
-        name = type(callback).__name__
         try:
             if callback in self._gone_back:
                 callback.on_rollback(self._gone_back[callback])
                 del self._gone_back[callback]
             action()
-            self._failing.discard(name)
         except OSError as error:
-            if name not in self._failing:
-                self._say(f"warning: {name} cannot write, training goes on: {error}")
-            self._failing.add(name)
+            if callback not in self._failing:
+                self._say(f"warning: {type(callback).__name__} {told}: {error}")
+            self._failing.add(callback)
+            return False
+        return True
 
     def close(self) -> None:
-        """Close every callback, the last first, even where one of them raises."""
+        """Close every callback, the last first, even where one of them raises.
+
+        A full disk is said and does not raise: the run may be whole, its checkpoint saved.
+        """
+        # One that is owed may raise what ended the run, and a resume drops those steps anyway.
+        self._gone_back.clear()
         with ExitStack() as stack:
             for callback in self._callbacks:
-                stack.callback(callback.close)
+                stack.callback(self._try, callback, callback.close, told="cannot write")

@@ -24,7 +24,8 @@ from k2_megatron.train.callbacks import Callback
 from k2_megatron.train.metrics import StepRecord
 
 FILE_NAME = "curves.png"
-TIMEOUT_SECONDS = 300.0
+LAST_SECONDS = 60.0
+"""How long the end of a run waits for its picture: the other ranks stand in a barrier meanwhile."""
 SMOOTHED_FROM = 100
 """Number of logged steps from which curves are drawn as a running mean over the faint values."""
 
@@ -74,23 +75,27 @@ class CurvesWriter(Callback):
         if self._process is not None and self._process.poll() is None:
             return
         self._finish()
-        self._due, self._drawn_step = False, record.step
         self._start()
+        self._due, self._drawn_step = False, record.step
 
     def on_train_end(self) -> None:
-        """Draw the whole run and wait for the picture; a run without a logged step has none."""
-        self._finish()
+        """Draw the whole run and wait LAST_SECONDS; a run without a logged step has no picture.
+
+        A picture that is still being drawn shows less: it is not waited for.
+        """
+        self.close()
         metrics = self._run_folder / jsonl.FILE_NAME
         if metrics.is_file() and metrics.stat().st_size > 0:
             self._start()
             self._finish()
 
     def close(self) -> None:
-        """End a drawing that a failed run left under way."""
+        """End a drawing under way, and leave nothing of it."""
         if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+            process, self._process = self._process, None
+            process.kill()
+            process.communicate()
+            _unfinished(self._run_folder, process.pid).unlink(missing_ok=True)
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
@@ -106,16 +111,23 @@ class CurvesWriter(Callback):
         if self._process is None:
             return
         try:
-            _, errors = self._process.communicate(timeout=TIMEOUT_SECONDS)
+            _, errors = self._process.communicate(timeout=LAST_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            _, errors = self._process.communicate()
-            errors += f"\nno picture after {TIMEOUT_SECONDS:.0f} s"
-        if self._process.returncode != 0 and not self._complained:
+            self.close()
+            self._complain(
+                f"the run ends and does not wait longer than {LAST_SECONDS:g} s; "
+                f"python -m k2_megatron.train.curves {self._run_folder} draws it"
+            )
+            return
+        process, self._process = self._process, None
+        if process.returncode != 0:
+            reason = errors.strip() or f"exit code {process.returncode}"
+            self._complain(reason.splitlines()[-1])
+
+    def _complain(self, reason: str) -> None:
+        if not self._complained:
             self._complained = True
-            reason = (errors.strip() or f"exit code {self._process.returncode}").splitlines()[-1]
             self._say(f"{self._run_folder / FILE_NAME} could not be drawn: {reason}")
-        self._process = None
 
 
 def render_curves(run_folder: Path) -> Path:
@@ -150,11 +162,20 @@ def render_curves(run_folder: Path) -> Path:
     figure.suptitle(_headline(run_folder, lines), x=0.012, ha="left", fontsize=15, color=_INK)
 
     target = run_folder / FILE_NAME
-    unfinished = run_folder / f".{FILE_NAME}.{os.getpid()}"
-    with unfinished.open("wb") as file:
-        canvas.print_png(file)
-    os.replace(unfinished, target)
+    unfinished = _unfinished(run_folder, os.getpid())
+    try:
+        with unfinished.open("wb") as file:
+            canvas.print_png(file)
+        os.replace(unfinished, target)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # on a full disk each picture would take some more
+        raise
     return target
+
+
+def _unfinished(run_folder: Path, process: int) -> Path:
+    """Where a process draws before the picture takes its name."""
+    return run_folder / f".{FILE_NAME}.{process}"
 
 
 def _headline(run_folder: Path, lines: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 
 from k2_megatron.config.config import Config
 from k2_megatron.data.request import DataOrder
-from k2_megatron.launch.agreement import agree
+from k2_megatron.launch.agreement import from_first_rank
 from k2_megatron.launch.signals import StopSignals
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.batches import Batch, Text
@@ -207,7 +207,7 @@ class Loop:
             run.session, run.folder, run.data_order, self._guards, spike, run.say, enter
         )
         if back is not None:
-            agree(lambda: run.callbacks.on_rollback(back))
+            from_first_rank(lambda: run.callbacks.on_rollback(back))
         return back
 
     def _look_at_skips(self, step: int, batch: list[Batch]) -> None:

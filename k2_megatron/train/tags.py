@@ -66,11 +66,8 @@ _VALIDATED = "every step after which the validation loss was measured"
 _PHASED = "every logged step of a run with `schedule.phases`"
 _ROUTED = "every logged step of a model with MoE layers"
 _BIASED = "every logged step of a model with router biases"
-_MUON = "every logged step with `optimizer.type: muonclip`"
-_UPDATED = "every logged step with `optimizer.type: muonclip`, unless it was skipped"
-_RECORDED = (
-    "every logged step with `optimizer.type: muonclip` and `optimizer.qk_clip` clip or observe"
-)
+_MUON = "every logged step with `optimizer.type: muonclip`, unless it was skipped"
+_RECORDED = f"{_MUON}, and `optimizer.qk_clip` clip or observe"
 _COMPARED = "every logged step of several ranks, unless `logging.straggler_factor` is null"
 _OFFLOADED = "every logged step in which a memory policy names host memory"
 _STATE_OFFLOADED = "every logged step with `optimizer.optimizer_offload_fraction` above 0"
@@ -283,7 +280,7 @@ TABLE = (
         "1",
         "root mean square of the update over all elements of the class, before the learning rate "
         "and without weight decay",
-        _UPDATED,
+        _MUON,
         '.extra["muon/update_rms/KIND"]',
     ),
     Tag(

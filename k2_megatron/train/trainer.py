@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from k2_megatron.config.config import Config
 from k2_megatron.config.memory import MemoryConfig
 from k2_megatron.errors import UserError
-from k2_megatron.launch.agreement import agree, from_first_rank
+from k2_megatron.launch.agreement import from_first_rank
 from k2_megatron.launch.preflight import check_run_folder
 from k2_megatron.launch.process_group import process_group
 from k2_megatron.launch.ranks import RankInfo, voice
@@ -61,7 +63,7 @@ def train(config: Config, platform: Platform, ranks: RankInfo, stop_signals: Sto
     ):
         if ranks.rank == 0:
             print(platform.describe())
-        agree(lambda: verify_text(config) if ranks.rank == 0 else None)
+        from_first_rank(lambda: verify_text(config), doing="reading data.corpora")
         phase = phase_to_build(checked.phases, folder)
         session = build_session(checked.config, platform, ranks.world_size, checked.phases, phase)
         run = Run(
@@ -84,12 +86,13 @@ def _train(run: Run) -> int:
     say(session.optimizer.describe())
     if session.config.memory != MemoryConfig():
         say(f"memory policy:\n{policy_table(run.memory.plan.job)}")
-    lock = agree(lambda: run.folder.claim() if session.topology.rank == 0 else None)
-    try:
+    with ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(run.folder.claim())  # stays here: a lock cannot travel
+
+        from_first_rank(claim, doing=f"{run.folder.lock}")
         return _train_alone(run)
-    finally:
-        if lock is not None:
-            lock.close()
 
 
 def _train_alone(run: Run) -> int:
@@ -103,16 +106,15 @@ def _train_alone(run: Run) -> int:
         say(f"resumed after step {start} from {resumed.path}")
     for note in resumed.notes:
         say(note)
-    if session.topology.rank == 0:
-        run.folder.start(session.run_config)
-    starts = from_first_rank(lambda: _starts(run.folder))
+    starts = from_first_rank(lambda: _start(run), doing=f"{run.folder.resolved_config}")
     guards = Guards.of(session, run.folder, resumed.guards, start=starts + 1)
     guards.events.start(step=start, world_size=session.topology.world_size)
     try:
-        agree(lambda: run.callbacks.on_train_start(start))
+        files = f"the measurements in {run.folder.path}"
+        from_first_rank(lambda: run.callbacks.on_train_start(start), doing=files)
         with GarbageCollection() as garbage:
             code = Loop(run, guards, garbage).train(start)
-        run.callbacks.on_train_end()
+        from_first_rank(run.callbacks.on_train_end, doing=files)
     except UserError as error:
         guards.events.write("failed", reason=str(error))
         raise
@@ -142,6 +144,7 @@ def _callbacks(session: Session, folder: RunFolder) -> list[Callback]:
     return [*found, CurvesWriter(folder.path)]
 
 
-def _starts(folder: RunFolder) -> int:
-    """How often the run has been started before."""
-    return sum(event["event"] == "start" for event in read_events(folder.path))
+def _start(run: Run) -> int:
+    """Leave the resolved configuration; how often the run has been started before."""
+    run.folder.start(run.session.run_config)
+    return sum(event["event"] == "start" for event in read_events(run.folder.path))

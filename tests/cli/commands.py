@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,11 +16,13 @@ from pathlib import Path
 
 import psutil
 
+from k2_megatron.launch.ports import free_port
+
 CONFIG = Path(__file__).with_name("tiny.yaml")
 COMMAND = (sys.executable, "-m", "k2_megatron")
 PATIENCE_SECONDS = 120.0
 # What a launcher of the tests themselves may have set.
-FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,6 @@ def one_rank(folder: Path, *arguments: str) -> Done:
         "MASTER_PORT": str(free_port()),
     }
     return k2(folder, "train", "tiny.yaml", single, *arguments, **environment)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def assert_refused(done: Done, *texts: str) -> None:

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from tests.cli.commands import free_port, k2, one_rank
+from k2_megatron.launch.ports import free_port
+from tests.cli.commands import k2, one_rank
 
 # A thread that wants the interpreter back while an object of the module is still being deleted:
 # what gloo's threads do now and then, at a time of our choosing.

@@ -116,3 +116,20 @@ def test_number_of_ranks_that_one_phase_cannot_use(phased):
         k2(phased, "train", "phased.yaml", "--nproc", "8"),
         "phase warmup: 8 processes do not fit the parallel layout",
     )
+
+
+def test_phases_that_no_number_of_ranks_fits(phased):
+    """`validate` called them valid, and `train` ended with an IndexError."""
+    text = PHASED.replace(
+        "{moe_token_dispatcher_type: allgather}", "{tensor_model_parallel_size: 8}"
+    )
+    (phased / "phased.yaml").write_text(
+        text.replace("num_attention_heads: 2", "num_attention_heads: 8")
+    )
+    for command in ("validate", "train"):
+        assert_refused(
+            k2(phased, command, "phased.yaml"),
+            "schedule.phases: given a list of 3 items with schedule.global_batch_size 4 (phased",
+            "allowed: phases that share a number of processes; the number must fit every phase: "
+            "phase long takes 8, 16, 32; all before it 1, 2\n",
+        )

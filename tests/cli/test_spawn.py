@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -20,6 +21,8 @@ from pathlib import Path
 from k2_megatron.launch.spawn import spawn
 sys.exit(spawn([sys.executable, "-c", sys.argv[1]], 2, Path("logs")))
 """
+# Of a start in the log of rank 1.
+HEAD = r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d: rank 1 of 2, started by process \d+ on \S+"
 RANK = """
 import os, signal, sys, time
 from k2_megatron.launch.signals import StopSignals, stop_with_parent
@@ -59,7 +62,9 @@ def test_all_done(tmp_path):
     with _running(tmp_path, "print('rank', rank)") as run:
         done = run.done()
     assert (done.code, done.out, done.err) == (0, "rank 0\n", "")
-    assert (tmp_path / "logs" / "rank_00001.log").read_text() == "rank 1\n"
+    head, *lines = (tmp_path / "logs" / "rank_00001.log").read_text().splitlines()
+    assert re.fullmatch(HEAD, head), head
+    assert lines == ["rank 1"]
 
 
 def test_user_error_of_rank_1_alone_is_shown(tmp_path):
@@ -110,6 +115,54 @@ time.sleep(0.5)
     assert shown[-1] == "RuntimeError: defect of 1" and len(shown) == 15
 
 
+def test_logs_keep_the_starts_before_and_show_this_one(tmp_path):
+    """Each start emptied them: the last words of the rank that had failed before were gone."""
+    for code in ("print('words'); sys.exit('defect')", "sys.exit(7)"):
+        with _running(tmp_path, f"if rank == 1: {code}\ntime.sleep(0.5)") as run:
+            done = run.done()
+        assert done.code == 1
+        shown = done.err.splitlines()[1:]
+        if "words" in code:
+            assert shown == ["the end of logs/rank_00001.log:", "words", "defect"]
+        else:
+            assert shown == ["logs/rank_00001.log: nothing was written by this start"]
+    lines = (tmp_path / "logs" / "rank_00001.log").read_text().splitlines()
+    assert re.fullmatch(HEAD, lines[0]) and re.fullmatch(HEAD, lines[4]), lines
+    assert lines[1:4] == ["words", "defect", ""] and len(lines) == 5
+
+
+def test_a_second_start_leaves_the_log_of_a_running_rank_whole(tmp_path):
+    """It emptied the file, and the running rank wrote on behind a hole of zero bytes."""
+    code = """
+print("before")
+open(f"listening{rank}", "w").close()
+while not os.path.exists("second"):
+    time.sleep(0.01)
+print("after")
+"""
+    with _running(tmp_path, code) as run:
+        _listening(tmp_path, run)
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "logs").symlink_to(tmp_path / "logs")
+        with _running(tmp_path / "other", "sys.exit(print('refused') or 2)") as second:
+            assert second.done().code == 2
+        (tmp_path / "second").touch()
+        assert run.done().code == 0
+    head, before, empty, other, *lines = (tmp_path / "logs/rank_00001.log").read_text().split("\n")
+    assert re.fullmatch(HEAD, head) and re.fullmatch(HEAD, other) and head != other
+    assert (before, empty, lines) == ("before", "", ["refused", "after", ""])
+
+
+def test_ranks_know_how_many_share_their_machine(tmp_path):
+    """Under `srun -n1` they believed its one task, and counted the memory of one rank."""
+    code = "if rank == 0: print(*(os.environ[f'{name}WORLD_SIZE'] for name in ('', 'LOCAL_')))"
+    words = [sys.executable, "-c", PARENT, RANK + code]
+    with running_command(tmp_path, words, SLURM_STEP_TASKS_PER_NODE="1") as run:
+        assert run.done().out == "2 2\n"
+    with running_command(tmp_path, words, LOCAL_WORLD_SIZE="1") as run:
+        assert run.done().out == "2 2\n"
+
+
 def test_a_killed_rank_is_blamed_before_those_that_miss_it(tmp_path):
     """Also when both have ended by the time the launcher looks."""
     code = "os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else sys.exit('lost a peer')"
@@ -151,6 +204,30 @@ def test_signals_reach_every_rank(tmp_path, sent, received):
     for rank in range(2):
         assert (tmp_path / f"saved{rank}").read_text() == received
     assert_gone(ranks)
+
+
+# As if a signal came at the worst moment: the rank runs, and its launcher does not know it yet.
+INTERRUPTED = """
+import os, signal, subprocess, time
+class Popen(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        while not os.path.exists("listening0"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+subprocess.Popen = Popen
+"""
+
+
+def test_signal_while_a_rank_is_started_reaches_it(tmp_path):
+    """It was lost, and the rank trained to its end; those to be started after it are left out."""
+    words = [sys.executable, "-c", INTERRUPTED + PARENT, RANK + LISTENING + UNTIL_STOPPED]
+    with running_command(tmp_path, words) as run:
+        done = run.done()
+    assert done.code == 3
+    assert (tmp_path / "saved0").read_text() == "SIGINT"
+    assert not (tmp_path / "listening1").exists()
 
 
 def test_second_interrupt_ends_at_once(tmp_path):

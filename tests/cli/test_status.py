@@ -9,12 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.cli.commands import assert_refused, k2, running
 
 LONG = ("--set=schedule.train_steps=100000", "--set=logging.valid_every_steps=null")
+TWO_GPUS = ("--set=cluster.nodes=1", "--set=cluster.gpus_per_node=2")
 COMMAND = ("train", "tiny.yaml", "--set=run.name=looked-at", "--set=checkpoint.save_every_steps=3")
 
 
@@ -56,15 +58,36 @@ def test_a_run_that_is_done(whole_run, place):
     assert found["checkpoint"] == "runs/whole/checkpoints/step_00000008"
 
 
-@pytest.mark.parametrize("command", [("status", "whole"), ("validate", "tiny.yaml")])
-def test_a_reader_that_has_enough(whole_run, place, command):
-    """As `| head -1`: a traceback, or the interpreter's complaint at its end."""
+def _with_output_closed(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     reading, writing = os.pipe()
     os.close(reading)
     words = [sys.executable, "-m", "k2_megatron", *command]
-    done = subprocess.run(words, cwd=place, stdout=writing, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(words, cwd=folder, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
+    return done
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status", "whole"),
+        ("validate", "tiny.yaml"),
+        ("checkpoint", "inspect", "runs/whole/checkpoints/step_00000008"),
+        ("launch", "tiny.yaml", *TWO_GPUS, "--gpu=h100", "--dry-run"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_reader_that_has_enough(whole_run, place, command):
+    """As `| head -1`: a traceback, or the interpreter's complaint at its end."""
+    done = _with_output_closed(place, *command)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_work_whose_output_cannot_be_read_is_told(place):
+    """What was to be said of it got lost."""
+    words = ("data", "prepare", "text", "--output", "corpus/bytes", "--workers=1", "--if-missing")
+    done = _with_output_closed(place, *words)
+    assert done.returncode not in (0, 141) and "BrokenPipeError" in done.stderr
 
 
 def test_a_run_that_is_not_there(place):

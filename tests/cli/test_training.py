@@ -79,7 +79,8 @@ def test_output_is_a_line_a_step_and_nothing_else(whole_run):
         "curves: tensorboard --logdir runs/whole/tensorboard",
         "picture: runs/whole/curves.png",
     ]
-    assert (run / "logs" / "rank_00001.log").read_text() == ""
+    log = (run / "logs" / "rank_00001.log").read_text()
+    assert log.count("\n") == 1 and log.startswith("--- "), log  # the line of the start
 
 
 def test_stopped_and_resumed_run_equals_the_whole_one(place, whole_run):

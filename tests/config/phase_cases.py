@@ -25,6 +25,15 @@ data:
     - path: corpus
 """
 
+_DEFAULTS = (
+    "parallel.tensor_model_parallel_size 1 (default), "
+    "parallel.pipeline_model_parallel_size 1 (default), "
+    "parallel.virtual_pipeline_model_parallel_size null (default), "
+    "parallel.context_parallel_size 1 (default), "
+    "parallel.expert_model_parallel_size 1 (default), "
+    "parallel.expert_tensor_parallel_size 1 (automatic)"
+)
+
 # (rule, what of PHASED is replaced, by what, what is told)
 PHASE_CASES = [
     (
@@ -32,6 +41,14 @@ PHASE_CASES = [
         ("data:\n", "checkpoint: {resume: never}\ndata:\n"),
         "c.yaml:18: checkpoint.resume: given never with schedule.phases a list of 5 items "
         "(c.yaml:6); allowed: auto; phase long begins in new processes, from a checkpoint",
+    ),
+    (
+        "refuse_phases_that_no_process_count_fits",
+        ("{expert_model_parallel_size: 2, tensor", "{pipeline_model_parallel_size: 3, tensor"),
+        "c.yaml:6: schedule.phases: given a list of 5 items with schedule.global_batch_size 8 "
+        f"(c.yaml:5), schedule.micro_batch_size 1 (default), {_DEFAULTS}; allowed: phases that "
+        "share a number of processes; the number must fit every phase: phase long takes 6, 12, "
+        "24, 48, 96; all before it 1, 2, 4, 8",
     ),
     (
         "refuse_phase_without_one_length",

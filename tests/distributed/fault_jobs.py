@@ -25,7 +25,7 @@ from k2_megatron.model.attention_layers import transformer_layers
 from k2_megatron.platform.select import current_platform
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.batches import Batch, Text, check_text
-from k2_megatron.train.callbacks import CallbackList
+from k2_megatron.train.callbacks import Callback, CallbackList
 from k2_megatron.train.garbage import GarbageCollection
 from k2_megatron.train.guards.guards import Guards
 from k2_megatron.train.guards.saves import GuardedSaver
@@ -34,6 +34,7 @@ from k2_megatron.train.loop import Loop, Run
 from k2_megatron.train.phases import check_phases, phase_to_build
 from k2_megatron.train.session import Session, build_session
 from k2_megatron.train.state import resume_session
+from k2_megatron.train.tensorboard import TensorBoardWriter
 from tests.distributed.checkpoint_jobs import held
 
 Fault = Callable[[Session, int], None]
@@ -86,15 +87,16 @@ def train(
     phase = phase_to_build(checked.phases, check_run_folder(config))
     session = build_session(checked.config, platform, dist.get_world_size(), checked.phases, phase)
     said: list[str] = []
+    watchers: list[Callback] = [JsonlWriter(check_run_folder(config).path)]
+    if config.logging.tensorboard:
+        watchers.append(TensorBoardWriter(check_run_folder(config).path))
     run = Run(
         session=session,
         text=WatchedText(session, FAULTS[fault], spoilt),
         folder=check_run_folder(config),
         data_order=check_text(config),
         memory=checked.memory[phase.index],
-        callbacks=CallbackList(
-            [JsonlWriter(check_run_folder(config).path)], writes=rank == 0, say=said.append
-        ),
+        callbacks=CallbackList(watchers, writes=rank == 0, say=said.append),
         stop_signals=StopSignals(),
         say=said.append,
     )
@@ -123,6 +125,7 @@ def train(
             patch.object(Staging, "_allocate", limited),
         ):
             ended = Loop(run, guards, garbage).train(resumed.step)
+        run.callbacks.on_train_end()
     except (TrainingStoppedError, UserError) as error:
         ended = f"{type(error).__name__}: {error}"
     run.callbacks.close()
@@ -204,6 +207,12 @@ def _full_disk_of_metrics(session: Session, step: int) -> None:
         _limit_files(256 if step == 9 else resource.RLIM_INFINITY)
 
 
+def _full_disk_at_the_end(session: Session, step: int) -> None:
+    """From step 8 on, the last one, rank 0 cannot write its metrics."""
+    if step == 8 and dist.get_rank() == 0:
+        _limit_files(256)
+
+
 def _damaged_metrics(session: Session, step: int) -> None:
     """In step 9, after which the run goes back, the first line of the metrics is altered."""
     if step == 9 and dist.get_rank() == 0:
@@ -251,6 +260,7 @@ FAULTS: dict[str, Fault] = {
     "full disk twice": _full_disk_twice,
     "full disk for ever": _full_disk_for_ever,
     "full disk of metrics": _full_disk_of_metrics,
+    "full disk at the end": _full_disk_at_the_end,
     "damaged metrics": _damaged_metrics,
     "damaged": _damaged,
     "sleep": _sleep,

@@ -17,8 +17,6 @@ from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.resolve import resolve
 from k2_megatron.data.request import DataOrder
-from k2_megatron.errors import DataError, UserError
-from k2_megatron.launch.agreement import agree
 from k2_megatron.model.build import Model
 from k2_megatron.platform.select import current_platform
 from k2_megatron.run_folder import RunFolder
@@ -229,18 +227,3 @@ def hang_on(rank: int) -> None:
     """Never return on one rank."""
     while dist.get_rank() == rank:
         time.sleep(0.1)
-
-
-def agreement(wrong: int | None) -> int | str:
-    """What `agree` gives where rank `wrong` raises, and where none does."""
-    rank = dist.get_rank()
-
-    def action() -> int:
-        if rank == wrong:
-            raise DataError(f"rank {rank} found it")
-        return 10 * rank
-
-    try:
-        return agree(action)
-    except UserError as error:
-        return str(error)

@@ -8,53 +8,24 @@ import json
 import re
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from k2_megatron.checkpoint.folder import find
+from k2_megatron.checkpoint.manifest import read_manifest, write_manifest
 from tests.cli.commands import CONFIG
-from tests.distributed.harness import run_ranks
+from tests.distributed.fault_runs import (
+    DATA_PARALLEL,
+    SPIKE,
+    assert_same_end,
+    events_of,
+    run,
+    saved,
+    steps_of,
+)
 
-JOB = "tests.distributed.fault_jobs.train"
 HOST = socket.gethostname()
-DATA_PARALLEL = "parallel.pipeline_model_parallel_size=1"
-QUIET = ("logging.valid_every_steps=null", "logging.valid_steps=1", "logging.tensorboard=false")
-
-
-def run(place: Path, name: str, *overrides: str, **given: Any) -> list[dict[str, Any]]:
-    return run_ranks(
-        JOB, 2, folder=str(place), overrides=[f"run.name={name}", *QUIET, *overrides], **given
-    )
-
-
-def steps_of(place: Path, name: str) -> list[int]:
-    lines = (place / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
-
-
-def events_of(place: Path, name: str) -> list[dict[str, Any]]:
-    lines = (place / "runs" / name / "events.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def saved(place: Path, name: str) -> list[int]:
-    found = find(place / "runs" / name / "checkpoints")
-    return [int(path.name.removeprefix("step_")) for path in found]
-
-
-def assert_same_end(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
-    """Weights, moments, router biases and counters, bit for bit."""
-    for mine, theirs in zip(one, other, strict=True):
-        assert mine["biases"] == theirs["biases"]
-        assert mine["held"]["updates"] == theirs["held"]["updates"]
-        for kind in ("state", "parameters"):
-            for here, there in zip(mine["held"][kind], theirs["held"][kind], strict=True):
-                assert here[:3] == there[:3]
-                assert torch.equal(here[3], there[3]), here[:3]
-
 
 # Fault, layout, what the diagnosis says.
 SKIPS = [
@@ -118,16 +89,6 @@ def test_too_many_skipped_steps_end_the_run_with_a_diagnosis(place, fault, layou
     ]  # fmt: skip
 
 
-SPIKE = (
-    "run.loss_spike_factor=1.5",
-    "run.loss_spike_steps=2",
-    "run.loss_spike_window=4",
-    "schedule.train_steps=12",
-    "schedule.lr=4.0e-3",
-    DATA_PARALLEL,
-)
-
-
 def test_run_that_goes_back_equals_one_that_never_saw_the_text(place):
     """A stop between spike and end changes nothing either."""
     spoilt = (8, 9)
@@ -163,16 +124,36 @@ def test_run_that_goes_back_equals_one_that_never_saw_the_text(place):
     assert_same_end(results, second)
 
 
-def test_full_disk_at_a_rollback_costs_no_line(place):
-    """Rank 0 ended with a traceback, and the others waited for it."""
-    results = run(
-        place, "spike-full", *SPIKE, "checkpoint.async_save=false", spoilt=(8, 9),
-        fault="full disk of metrics",
-    )  # fmt: skip
+@pytest.mark.parametrize("guarded", [True, False], ids=["an older one with it", "none with it"])
+def test_run_goes_back_to_a_checkpoint_of_a_time_without_the_guard(place, guarded):
+    """It was not used, or where an older one had the guard's losses, used and then not understood.
+
+    The losses looked back on are learnt anew.
+    """
+    name = f"late-{guarded}"
+    given = (*SPIKE, "checkpoint.save_every_steps=50", "checkpoint.keep_last=null")
+    off = [key for key in given if "spike" not in key]
+    run(place, name, *(given if guarded else off), "run.stop_after_step=2")
+    run(place, name, *off, "run.stop_after_step=4")
+    if not guarded:  # nor did it count skipped steps
+        path = place / "runs" / name / "checkpoints" / "step_00000004"
+        manifest = read_manifest(path)
+        write_manifest(path, replace(manifest, metadata=manifest.metadata | {"guards": {}}))
+    never_seen = f"never-{name}"
+    shutil.copytree(place / "runs" / name, place / "runs" / never_seen)
+    results = run(place, name, *given, spoilt=(9, 10))
     told = "\n".join(results[0]["said"])
-    assert "JsonlWriter cannot write, training goes on" in told and "back to step 6" in told
-    assert results[0]["ended"] == 0
-    assert steps_of(place, "spike-full") == [1, 2, 3, 4, 5, 6, 7, 10, 11, 12]
+    assert "spike of the loss: steps 9 to 10 " in told and "; back to step 4 (" in told, told
+    assert results[0]["ended"] == 0 and steps_of(place, name) == [*range(1, 9), 11, 12]
+    assert results[0]["state"]["spikes"]["passed_over"] == [[9, 10]]
+    assert len(results[0]["state"]["spikes"]["losses"]) == 4
+
+    passed_over = {"losses": [], "high": [], "passed_over": [[9, 10]], "rollbacks": 1}
+    state = {"skipped": {"total": 0, "in_a_row": 0}, "spikes": passed_over}
+    other = run(place, never_seen, *given, spoilt=(9, 10), state=state)
+    assert "spike" not in "\n".join(other[0]["said"])
+    assert other[0]["state"] == results[0]["state"]
+    assert_same_end(results, other)
 
 
 def test_damaged_metrics_at_a_rollback_end_all_ranks(place):
@@ -255,45 +236,6 @@ def test_spikes_without_an_end_end_the_run(place):
     told = "\n".join(early[0]["said"])
     assert "no checkpoint from before it to go back to, training goes on" in told
     assert early[0]["ended"] == 0 and steps_of(place, "early") == list(range(1, 13))
-
-
-@pytest.mark.parametrize(
-    ("asynchronous", "fault"), [("true", "full disk"), ("false", "full disk twice")]
-)
-def test_full_disk_is_survived(place, asynchronous, fault):
-    """Saves fail, metrics too; training goes on and ends as if nothing had been."""
-    name = f"full-{asynchronous}"
-    given = (DATA_PARALLEL, f"checkpoint.async_save={asynchronous}", "checkpoint.keep_last=null")
-    # Of those that wait, two in a row would be too many.
-    limit = f"checkpoint.max_failed_saves={3 if asynchronous == 'true' else 2}"
-    results = run(place, name, *given, limit, fault=fault)
-    told = "\n".join(results[0]["said"])
-    assert results[0]["ended"] == 0, results[0]
-    # In the background a later one may be written when there is room again.
-    for step in (2, 6) if asynchronous == "false" else (2,):
-        assert re.search(
-            rf"warning: saving step {step} in runs/{name}/checkpoints failed, earlier checkpoints "
-            rf"are untouched: .*OSError: \[Errno 27\] File too large.*; training goes on, the next "
-            rf"save tries again \(failed in a row: 1 of \d\)",
-            told,
-        ), told
-    if asynchronous == "false":
-        assert saved(place, name) == [4, 8]
-    else:
-        assert 2 not in saved(place, name) and saved(place, name)[-2:] == [6, 8]
-    assert "JsonlWriter cannot write, training goes on" in told
-    assert steps_of(place, name) == list(range(1, 9))
-    assert_same_end(results, run(place, f"room-{asynchronous}", *given))
-
-
-def test_full_disk_that_stays_full_ends_the_run(place):
-    """One rank's disk is enough; the checkpoint from before is whole."""
-    given = (DATA_PARALLEL, "checkpoint.max_failed_saves=2", "checkpoint.async_save=false")
-    for result in run(place, "fuller", *given, fault="full disk for ever"):
-        assert str(result["ended"]).startswith("CheckpointError: saving step 6 in ")
-        assert "rank 1: OSError: [Errno 27] File too large" in result["ended"]
-        assert "2 saves in a row have failed (checkpoint.max_failed_saves 2)" in result["ended"]
-    assert saved(place, "fuller") == [2]
 
 
 def test_memory_for_saves_in_the_background_is_taken_before_the_first_step(place):

@@ -6,19 +6,16 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_PORTS: set[int] = set()
-_PORTS_LOCK = threading.Lock()
+from k2_megatron.launch.ports import free_port
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,7 +35,7 @@ def run_jobs(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    port, ranks = _free_port(), []
+    port, ranks = free_port(), []
     for rank in range(world_size):
         environment = {
             **os.environ,
@@ -79,18 +76,6 @@ def run_jobs(
         job["name"]: [_result(folder, job["name"], rank) for rank in range(world_size)]
         for job in jobs
     }
-
-
-def _free_port() -> int:
-    """A port that no other thread has got: some systems give the last free one again at once."""
-    with _PORTS_LOCK, ExitStack() as refused:
-        while True:
-            found = refused.enter_context(socket.socket())
-            found.bind(("127.0.0.1", 0))
-            port: int = found.getsockname()[1]
-            if port not in _PORTS:
-                _PORTS.add(port)
-                return port
 
 
 def _result(folder: Path, name: str, rank: int) -> Any:

@@ -20,12 +20,12 @@ from k2_megatron.checkpoint.huggingface.exporting import Export, export
 from k2_megatron.checkpoint.huggingface.import_parts import import_weights
 from k2_megatron.checkpoint.huggingface.importing import Import, open_import
 from k2_megatron.checkpoint.huggingface.names import HfTensor, hf_tensors
-from k2_megatron.checkpoint.huggingface.sharing import agreed
 from k2_megatron.checkpoint.identity import model_matrices
 from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.errors import UserError
+from k2_megatron.launch.agreement import agree
 
 # What befalls the rank that comes to a tensor.
 Fate = tuple[str, str] | None
@@ -36,7 +36,7 @@ def import_share(
 ) -> dict[str, Any] | str:
     """Import as this rank; what was done, or the mistake."""
     config = load_config(config_path, overrides)
-    source = agreed(lambda: open_import(Path(release), config))
+    source = agree(lambda: open_import(Path(release), config))
     read = Import._read
 
     def watched(self: Import, tensor: HfTensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.cli.commands import free_port
+from k2_megatron.launch.ports import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 INSTALL = "apt-get install munge slurmctld slurmd slurm-client"

@@ -13,6 +13,8 @@ import pytest
 from matplotlib.image import imread
 from metrics_records import bare_record, full_record
 
+from k2_megatron.config.run import RunConfig
+from k2_megatron.train import curves as curves_module
 from k2_megatron.train.callbacks import CallbackList
 from k2_megatron.train.curves import CurvesWriter, render_curves, running_mean
 from k2_megatron.train.jsonl import JsonlWriter, MetricsFileError
@@ -162,6 +164,68 @@ def test_close_ends_a_drawing_under_way(tmp_path: Path) -> None:
     assert process is not None
     curves.close()
     assert process.returncode is not None
+
+
+def stand_in(place: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """Let a script take the place of the interpreter that draws."""
+    script = place / "python"
+    script.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_drawing_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited up to ten minutes for two of them, until the other ranks' barrier gave up."""
+    assert 0.1 * RunConfig(name="a").distributed_timeout_seconds >= curves_module.LAST_SECONDS
+    monkeypatch.setattr(curves_module, "LAST_SECONDS", 3.0)
+    run = tmp_path / "run"
+    begun = f"touch {tmp_path}/$$ {run}/.curves.png.$$"
+    stand_in(tmp_path, monkeypatch, begun, "exec sleep 100")
+    write_metrics(run, [bare_record(1)])
+    said: list[str] = []
+    curves = CurvesWriter(run, every_steps=1, say=said.append)
+    curves.on_step_end(bare_record(1))
+    assert curves._process is not None
+    wait_for(run / f".curves.png.{curves._process.pid}")
+    before = time.monotonic()
+    curves.on_train_end()
+    assert 3 <= time.monotonic() - before < 6, "it has waited for both"
+    assert said == [
+        f"{run / 'curves.png'} could not be drawn: the run ends and does not wait longer than 3 s; "
+        f"python -m k2_megatron.train.curves {run} draws it"
+    ]
+    assert len([path for path in tmp_path.iterdir() if path.name.isdigit()]) == 2
+    assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_drawing_that_cannot_be_started_is_said_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    curves = CurvesWriter(tmp_path, every_steps=3)
+    callbacks = CallbackList([JsonlWriter(tmp_path), curves], writes=True, say=said.append)
+    callbacks.on_train_start(0)
+    with monkeypatch.context() as missing:
+        missing.setattr(sys, "executable", str(tmp_path / "python"))
+        for step in range(1, 5):
+            callbacks.on_step_end(bare_record(step))
+        callbacks.on_train_end()
+    [text] = said
+    assert text.startswith("warning: CurvesWriter cannot write, training goes on: [Errno 2]")
+    callbacks.on_step_end(bare_record(5))
+    assert curves._process is not None
+    callbacks.close()
+
+
+def test_a_picture_that_a_full_disk_cuts_is_removed(tmp_path: Path) -> None:
+    """Each one would take some more of a full disk."""
+    write_metrics(tmp_path, [bare_record(1)])
+    command = f"ulimit -f 4; exec {sys.executable} -m k2_megatron.train.curves {tmp_path}"
+    drawn = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert drawn.returncode == 1 and "File too large" in drawn.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_the_running_mean_keeps_ends_and_leaves_out_what_is_not_finite() -> None:

@@ -74,6 +74,12 @@ def test_the_state_goes_through_a_checkpoint() -> None:
     assert other.passes_over(61) and other.passes_over(72) and other.rollbacks == 2
 
 
+def test_a_checkpoint_without_a_guard_makes_it_forget_losses_alone() -> None:
+    guard, _ = watched([*noisy(60), 2.5])
+    guard.go_back(Spike(61, 61, 2.2, (2.5,)), None)
+    assert guard.state() == {"losses": [], "high": [], "passed_over": [[61, 61]], "rollbacks": 1}
+
+
 PHASES = """\
 model: {preset: k2-tiny, vocab_size: 260}
 data: {corpora: [{path: a}]}

@@ -15,7 +15,7 @@ from metrics_records import DEVICE_VALUES, bare_record, full_record
 from k2_megatron.train import tags
 from k2_megatron.train.callbacks import Callback, CallbackList
 from k2_megatron.train.device_monitor import DeviceMonitor
-from k2_megatron.train.jsonl import JsonlWriter, read_metrics
+from k2_megatron.train.jsonl import JsonlWriter, MetricsFileError, read_metrics
 from k2_megatron.train.metrics import StepRecord
 from k2_megatron.train.progress import (
     ProgressPrinter,
@@ -32,7 +32,8 @@ class Noting(Callback):
         self, name: str, notes: list[str], values: Mapping[str, float] | None = None
     ) -> None:
         self.name, self.notes, self.values = name, notes, values or {}
-        self.fails_to_close = False
+        self.fails_to_end: Exception | None = None
+        self.fails_to_close: Exception | None = None
 
     def on_train_start(self, resumed_step: int) -> None:
         self.notes.append(f"{self.name} start {resumed_step}")
@@ -49,11 +50,13 @@ class Noting(Callback):
 
     def on_train_end(self) -> None:
         self.notes.append(f"{self.name} end")
+        if self.fails_to_end:
+            raise self.fails_to_end
 
     def close(self) -> None:
         self.notes.append(f"{self.name} close")
         if self.fails_to_close:
-            raise OSError(f"{self.name} cannot close")
+            raise self.fails_to_close
 
 
 def run_once(callbacks: CallbackList) -> None:
@@ -95,10 +98,59 @@ def test_a_rank_that_does_not_write_calls_nothing(tmp_path: Path) -> None:
 def test_every_callback_is_closed_though_one_fails() -> None:
     notes: list[str] = []
     callbacks = [Noting(name, notes) for name in "abc"]
-    callbacks[1].fails_to_close = True
-    with pytest.raises(OSError, match="b cannot close"):
+    callbacks[1].fails_to_close = RuntimeError("b cannot close")
+    with pytest.raises(RuntimeError, match="b cannot close"):
         CallbackList(callbacks, writes=True).close()
     assert notes == ["c close", "b close", "a close"]
+
+
+@pytest.mark.parametrize("moment", ["fails_to_end", "fails_to_close"])
+def test_a_full_disk_at_the_end_is_said_and_does_not_raise(moment: str) -> None:
+    """A complete run, its checkpoint saved, ended with a traceback."""
+    notes: list[str] = []
+    said: list[str] = []
+    watchers = [Noting(name, notes) for name in "abc"]
+    setattr(watchers[1], moment, OSError("no space left"))
+    callbacks = CallbackList(watchers, writes=True, say=said.append)
+    callbacks.on_train_end()
+    callbacks.close()
+    assert notes == ["a end", "b end", "c end", "c close", "b close", "a close"]
+    assert said == ["warning: Noting cannot write: no space left"]
+
+
+def test_a_disk_that_stays_full_is_said_once_for_each_callback() -> None:
+    """A moment in which nothing is written counted as room, and the next step said it again."""
+    full = {"a": True, "b": True}
+
+    class Refusing(Noting):
+        def on_step_end(self, record: StepRecord) -> None:
+            if full[self.name]:
+                raise OSError(f"{self.name}: no space left")
+
+    said: list[str] = []
+    watchers = [Refusing(name, []) for name in full]
+    callbacks = CallbackList(watchers, writes=True, say=said.append)
+    for step in (1, 2):
+        callbacks.on_step_end(bare_record(step))
+        callbacks.on_valid(step, 1.0)
+    once = [f"warning: Refusing cannot write, training goes on: {name}: no" for name in "ab"]
+    assert [text.removesuffix(" space left") for text in said] == once
+    for full["b"] in (False, True):
+        callbacks.on_step_end(bare_record(3))
+    assert [text.removesuffix(" space left") for text in said] == [*once, once[1]]
+
+
+def test_a_rollback_that_ended_the_run_is_not_tried_again_at_its_close() -> None:
+    """It would raise another error over the one that all ranks have agreed on."""
+
+    class Damaged(Callback):
+        def on_rollback(self, step: int) -> None:
+            raise MetricsFileError("line 1 is damaged")
+
+    callbacks = CallbackList([Damaged()], writes=True)
+    with pytest.raises(MetricsFileError):
+        callbacks.on_rollback(3)
+    callbacks.close()
 
 
 def test_a_rollback_that_the_disk_refuses_comes_before_the_next_step() -> None:

@@ -21,7 +21,7 @@ from k2_megatron.checkpoint.huggingface.import_parts import import_weights
 from k2_megatron.checkpoint.huggingface.importing import Import, open_import
 from k2_megatron.checkpoint.huggingface.names import hf_tensors
 from k2_megatron.checkpoint.huggingface.parsers import EXPORT, IMPORT
-from k2_megatron.checkpoint.huggingface.sharing import agreed, all_ranks, of_first
+from k2_megatron.checkpoint.huggingface.sharing import all_ranks
 from k2_megatron.checkpoint.identity import model_identity, model_matrices
 from k2_megatron.checkpoint.inspection import inspect
 from k2_megatron.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -31,6 +31,7 @@ from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.phases import phase_at, phases_of
 from k2_megatron.errors import CheckpointError, UserError
+from k2_megatron.launch.agreement import agree, from_first_rank
 from k2_megatron.launch.ranks import voice
 from k2_megatron.launch.spawn import USER_ERROR
 from k2_megatron.run_folder import RunFolder
@@ -68,12 +69,12 @@ def _import(args: argparse.Namespace, ranks: Ranks) -> None:
         config = load_config(args.config, args.overrides)
         return config, open_import(args.release, config)
 
-    config, source = agreed(opened)
+    config, source = agree(opened)
     folder = RunFolder.of(config)
     say = voice(ranks.rank)
     for note in source.notes:
         say(f"note: {note}")
-    of_first(ranks, source.check_copies)
+    from_first_rank(source.check_copies)
     done = import_weights(
         source,
         folder.checkpoints,
@@ -89,7 +90,7 @@ def _import(args: argparse.Namespace, ranks: Ranks) -> None:
         names = {path.name for path in args.release.iterdir()} - set(copied)
         return copied, sorted(n for n in names if not n.endswith((".safetensors", ".index.json")))
 
-    copied, left = of_first(ranks, keep_companions)
+    copied, left = from_first_rank(keep_companions)
     say(f"{len(source.originals):,} tensors in {done.num_parts} parts, {done.kept} kept")
     say(f"kept for an export: {', '.join(copied)}")
     if left:
@@ -99,7 +100,7 @@ def _import(args: argparse.Namespace, ranks: Ranks) -> None:
 
 def _export(args: argparse.Namespace, ranks: Ranks) -> None:
     """Write a checkpoint as a release."""
-    plan, passed, note = agreed(lambda: _export_plan(args, ranks))
+    plan, passed, note = agree(lambda: _export_plan(args, ranks))
     done = export(plan, _Readers(args.path).read, workers=args.workers, ranks=ranks)
     say = voice(ranks.rank)
     if note:

@@ -29,12 +29,12 @@ from k2_megatron.checkpoint.huggingface.safetensors_file import NewTensor, write
 from k2_megatron.checkpoint.huggingface.sharing import (
     Progress,
     merge_records,
-    of_first,
     read_record,
     remove_records,
 )
 from k2_megatron.checkpoint.ranks import ALONE, Ranks
 from k2_megatron.errors import CheckpointError
+from k2_megatron.launch.agreement import from_first_rank
 
 PROGRESS_NAME = "export-progress.json"
 
@@ -104,7 +104,7 @@ def export(
         UserError: the folder holds something else, or the disk refused bytes.
     """
     shards = plan.shards()
-    identity, earlier = of_first(ranks, lambda: _start(plan, shards))
+    identity, earlier = from_first_rank(lambda: _start(plan, shards))
     progress = Progress(plan.folder / PROGRESS_NAME, identity, earlier, ranks)
     tensors = {tensor.name: tensor for tensor in plan.tensors}
 
@@ -120,7 +120,7 @@ def export(
         is_whole=lambda name, entry: _sha256(plan.folder / name) == entry[1],
         workers=workers,
     )
-    of_first(ranks, lambda: _finish(plan, shards))
+    from_first_rank(lambda: _finish(plan, shards))
     sizes = ranks.share((sum(size for size, _ in progress.finished.values()), progress.num_kept))
     return Exported(
         num_shards=len(shards),

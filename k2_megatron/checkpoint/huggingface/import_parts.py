@@ -23,7 +23,6 @@ from k2_megatron.checkpoint.huggingface.names import HfTensor
 from k2_megatron.checkpoint.huggingface.sharing import (
     Progress,
     merge_records,
-    of_first,
     read_record,
     remove_records,
 )
@@ -37,6 +36,7 @@ from k2_megatron.checkpoint.weights import (
 )
 from k2_megatron.config.config import Config
 from k2_megatron.errors import CheckpointError
+from k2_megatron.launch.agreement import from_first_rank
 
 PROGRESS_NAME = "import-progress.json"
 _FP32_BYTES = 4
@@ -77,7 +77,7 @@ def import_weights(
     numbers = {data_file_name(number): number for number in range(len(parts))}
     partial = partial_path(checkpoints, 0)
     record = partial / PROGRESS_NAME
-    identity, earlier = of_first(ranks, lambda: _start(source, parts, checkpoints))
+    identity, earlier = from_first_rank(lambda: _start(source, parts, checkpoints))
     progress = Progress(record, identity, earlier, ranks)
 
     def write(name: str) -> None:
@@ -99,7 +99,7 @@ def import_weights(
         workers=workers,
     )
     found = ranks.gather(progress.finished)
-    checkpoint = of_first(ranks, finish)
+    checkpoint = from_first_rank(finish)
     kept = sum(ranks.share(progress.num_kept))
     return Imported(checkpoint=checkpoint, num_parts=len(parts), kept=kept)
 

@@ -15,16 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from k2_megatron.checkpoint.durable import write_text_durably
 from k2_megatron.checkpoint.ranks import Ranks
-from k2_megatron.errors import CheckpointError
-from k2_megatron.launch.agreement import agree, from_first_rank
+from k2_megatron.launch.agreement import agree
 from k2_megatron.launch.process_group import process_group
 from k2_megatron.launch.ranks import launched_rank
 
-T = TypeVar("T")
 # A rank that has written waits for the slowest disk; one that died is noticed at once.
 _PATIENCE_SECONDS = 7 * 24 * 3600.0
 
@@ -42,32 +40,6 @@ def all_ranks() -> Iterator[Ranks]:
         return
     with process_group("gloo", info, timeout_seconds=_PATIENCE_SECONDS):
         yield Ranks(info.rank, info.world_size)
-
-
-def agreed(action: Callable[[], T]) -> T:
-    """Run `action` on every rank; a mistake or a disk that refuses is raised on all. Collective.
-
-    Raises:
-        UserError: any rank met one, or an OSError.
-    """
-
-    def told() -> T:
-        try:
-            return action()
-        except OSError as error:
-            raise CheckpointError(f"{error.filename or 'writing'}: {error.strerror}") from error
-
-    return agree(told)
-
-
-def of_first(ranks: Ranks, action: Callable[[], T]) -> T:
-    """What `action` returns on rank 0, which alone runs it; its mistake is raised on all.
-
-    Raises:
-        UserError: rank 0 met one, or an OSError.
-    """
-    found = agreed(lambda: action() if ranks.rank == 0 else None)
-    return from_first_rank(lambda: found)  # type: ignore[return-value]
 
 
 class Progress:
@@ -119,7 +91,7 @@ class Progress:
             missing = self._keep(names[self._ranks.rank :: self._ranks.world_size], is_whole)
             _for_each(missing, write, workers=workers)
 
-        agreed(share)
+        agree(share, doing=f"{self._path.parent}")
 
     def _keep(self, names: Sequence[str], is_whole: Callable[[str, Any], bool]) -> list[str]:
         for name in names:

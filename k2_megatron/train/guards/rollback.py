@@ -11,9 +11,10 @@ from k2_megatron.checkpoint.folder import find, remove_from
 from k2_megatron.checkpoint.manifest import read_manifest
 from k2_megatron.data.request import DataOrder
 from k2_megatron.errors import CheckpointError, TrainingStoppedError
-from k2_megatron.launch.agreement import agree, from_first_rank
+from k2_megatron.launch.agreement import from_first_rank
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.guards.guards import Guards
+from k2_megatron.train.guards.skipped import SkippedSteps
 from k2_megatron.train.guards.spikes import Spike
 from k2_megatron.train.session import Session
 from k2_megatron.train.state import resume_session
@@ -33,7 +34,7 @@ def roll_back(
     Checkpoints saved within the spike are removed, once the older one is loaded: a restart would go
     on from them. No save may be under way. Everything that decides what follows is in the
     checkpoint and in the data, so that a process that dies on the way here meets the same spike
-    again.
+    again. One that was saved while the guard was off knows no losses: they are learnt anew.
 
     Args:
         session, folder, data_order, guards: of the run.
@@ -63,13 +64,12 @@ def roll_back(
     session.model.finish_parameter_gather()
     resumed = resume_session(session, folder, data_order, before=spike.first)
     enter()
-    removing = session.topology.rank == 0
-    problems = agree(lambda: _remove_from(folder, spike.first) if removing else ())
+    problems = from_first_rank(lambda: _remove_from(folder, spike.first))
     enter()
     for warning in (*resumed.warnings, *problems):
         say(f"warning: {warning}")
-    guards.skipped.restore(resumed.guards["skipped"])
-    guards.spikes.go_back(spike, resumed.guards["spikes"])
+    guards.skipped.restore(resumed.guards.get("skipped") or SkippedSteps().state())
+    guards.spikes.go_back(spike, resumed.guards.get("spikes"))
     say(
         f"{seen}; back to step {resumed.step} ({resumed.path}), and the text of steps "
         f"{spike.first} to {spike.last} is passed over (rollback {guards.spikes.rollbacks} of "
@@ -107,7 +107,4 @@ def _remove_from(folder: RunFolder, step: int) -> tuple[str, ...]:
 def _has_one(folder: RunFolder, steps: range) -> bool:
     """Whether there is a whole checkpoint of a run, not of weights alone, of one of these steps."""
     manifests = [read_manifest(path) for path in find(folder.checkpoints)]
-    return any(
-        found.step in steps and not found.weights_only and "spikes" in found.metadata["guards"]
-        for found in manifests
-    )
+    return any(found.step in steps and not found.weights_only for found in manifests)

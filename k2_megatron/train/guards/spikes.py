@@ -87,16 +87,20 @@ class SpikeGuard:
         if losses:
             self._losses.clear()
 
-    def go_back(self, spike: Spike, state: Mapping[str, Any]) -> None:
+    def go_back(self, spike: Spike, state: Mapping[str, Any] | None) -> None:
         """Pass the steps of a spike over from now on.
 
         Args:
             spike: what `judge` has found.
-            state: of the checkpoint that the run goes back to. The steps passed over since then
-                and the number of rollbacks are kept.
+            state: of the checkpoint that the run goes back to; None where it was saved without a
+                guard: losses and high steps are forgotten. The steps passed over since then and
+                the number of rollbacks are kept.
         """
         passed_over, rollbacks = self._passed_over, self.rollbacks
-        self.restore(state)
+        if state is None:
+            self.forget(losses=True)
+        else:
+            self.restore(state)
         self._passed_over = [*passed_over, (spike.first, spike.last)]
         self.rollbacks = rollbacks + 1
 
