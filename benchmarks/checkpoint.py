@@ -175,7 +175,7 @@ class Bench:
             "step after, ratio": after[0] / normal,
         }
         if background:
-            found["reserved before s"] = reserved
+            found["reserved before s, in the first turn"] = reserved
             found["until it had its name s"] = named
             found["steps beside"] = len(beside)
             found["steps beside, ratio"] = statistics.median(after) / normal

@@ -90,7 +90,7 @@ def main() -> None:
         given = {name: [*SIDES[name], *shape, *trace_option(args.trace, name)] for name in sides}
         for name, run in turns_that_go_well(given, args.gpus):
             found[name].append(run)
-            print(f"{name}: {1e3 * run['seconds']:.1f} ms", flush=True)
+            print(f"{name}: {1e3 * run['seconds']:.1f} ms", json.dumps(run), flush=True)
     rates = subprocess.run(
         [sys.executable, "-c", COPY], capture_output=True, text=True, check=True
     ).stdout
@@ -129,14 +129,16 @@ def show(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> No
             text += f"{1e3 * moved['offload/wait_in_seconds']:6.1f}"
             text += f"{moved['offload/host_high_water_bytes'] / 2**30:10.2f}"
         print(text)
-    print(json.dumps(found))
 
 
 def further_mib(run: dict[str, Any], args: argparse.Namespace) -> float:
     """What a forward adds late in the first rank's warm-up; its chunks are alike but for one.
 
     Not the last forwards: their backward follows at once, so that they have no time to travel.
+    Without a pipeline no forward waits for another's backward: what one on its own holds.
     """
+    if args.gpus == 1:
+        return float(run["held_mib"][-1])
     warmup = warmup_forwards(0, args.gpus, args.vpp, args.micro_batches, False)
     seen = run["forwards_mib"][3:warmup]
     return float((seen[-1] - seen[0]) / (len(seen) - 1)) if len(seen) > 1 else float("nan")

@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from k2_megatron.config.presets import model_from_preset
+from k2_megatron.launch.ports import free_port
 from k2_megatron.planner.flops import model_flops_per_token
 
 HERE = Path(__file__).parent
@@ -36,6 +37,8 @@ OPTIMIZERS = {
     "adamw": "step with AdamW",
     "muon": "step with Muon",
 }
+
+SIDE_SECONDS, OTHERS_SECONDS = 300.0, 10.0
 
 
 class SideFailedError(Exception):
@@ -114,11 +117,8 @@ def trace_option(folder: Path | None, name: str) -> list[str]:
 
 def start(arguments: Sequence[str], num_gpus: int) -> list[subprocess.Popen[str]]:
     """Start one side on all GPUs; each rank imports and then waits for its turn."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     command = [sys.executable, "-W", "ignore", str(HERE / arguments[0]), *arguments[1:]]
-    ranks = []
+    port, ranks = free_port(), []
     for rank in range(num_gpus):
         environment = {
             **os.environ,
@@ -146,7 +146,7 @@ def outputs_of(name: str, ranks: list[subprocess.Popen[str]]) -> list[list[dict[
     """Let one side measure, and read the JSON lines of every rank.
 
     Raises:
-        SideFailedError: a rank ended with an error.
+        SideFailedError: a rank ended with an error, or none in SIDE_SECONDS.
     """
     for process in ranks:
         assert process.stdin is not None
@@ -154,10 +154,12 @@ def outputs_of(name: str, ranks: list[subprocess.Popen[str]]) -> list[list[dict[
             process.stdin.write("go\n")
             process.stdin.flush()
     with ThreadPoolExecutor(len(ranks)) as readers:
-        outputs = list(readers.map(lambda process: process.communicate(timeout=300), ranks))
+        reading = readers.map(lambda process: process.communicate(), ranks)
+        _see_to_their_end(ranks)
+        outputs = list(reading)
     # All of them: the first is often one that another has left.
     failed = [
-        f"rank {rank}: {errors[-2000:]}"
+        f"rank {rank}, code {process.returncode}: {errors[-2000:]}"
         for rank, (process, (_, errors)) in enumerate(zip(ranks, outputs, strict=True))
         if process.returncode
     ]
@@ -167,6 +169,22 @@ def outputs_of(name: str, ranks: list[subprocess.Popen[str]]) -> list[list[dict[
         [json.loads(line) for line in text.splitlines() if line.startswith("{")]
         for text, _ in outputs
     ]
+
+
+def _see_to_their_end(ranks: list[subprocess.Popen[str]]) -> None:
+    """Kill what hangs: the others soon after one has failed, all of them after SIDE_SECONDS.
+
+    A rank in a collective that another has left would wait for minutes and keep its memory.
+    """
+    deadline = time.monotonic() + SIDE_SECONDS
+    while any(process.poll() is None for process in ranks):
+        if any(process.returncode for process in ranks):
+            deadline = min(deadline, time.monotonic() + OTHERS_SECONDS)
+        if time.monotonic() > deadline:
+            for process in ranks:
+                process.kill()
+            return
+        time.sleep(0.1)
 
 
 def turn(name: str, ranks: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:

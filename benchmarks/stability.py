@@ -45,22 +45,25 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--folder", type=Path, help="where the runs stay; none: they are removed")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "stability.png")
     args = parser.parse_args()
     print(f"command: python3 {' '.join(sys.argv)}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as passing:
+        folder = (args.folder or Path(passing)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         gpus = visible_gpus()
         processes = {
-            name: train(args, Path(folder), index, gpus[index % len(gpus)] if gpus else "")
+            name: train(args, folder, index, gpus[index % len(gpus)] if gpus else "")
             for index, name in enumerate(RUNS)
         }
         try:
-            wait_for(processes, Path(folder), args.steps)
+            wait_for(processes, folder, args.steps)
         finally:
             for process in processes.values():
                 process.kill()
                 process.wait()
-        records = {name: read(Path(folder), index) for index, name in enumerate(RUNS)}
+        records = {name: read(folder, index) for index, name in enumerate(RUNS)}
     for name, rows in records.items():
         losses = [row["loss"] for row in rows]
         print(

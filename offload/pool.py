@@ -91,8 +91,11 @@ class HostPool:
 
     def take(self, chunk: int) -> Block:
         """A free block for a pack of a chunk; the plan says that there is one."""
-        assert self._free.get(chunk), f"more packs of chunk {chunk} travel than were planned"
-        block = self._free[chunk].pop()
+        if not self.sizes:  # no chunk of this rank has a tensor that travels
+            block = Block([], self._memory)
+        else:
+            assert self._free.get(chunk), f"more packs of chunk {chunk} travel than were planned"
+            block = self._free[chunk].pop()
         block.clear()
         self._taken.add(block)
         return block

@@ -15,6 +15,8 @@ from k2_megatron.parallel.muonclip.rules import KINDS, Assignment, LogicalMatrix
 from k2_megatron.parallel.muonclip.table import describe_placement, describe_rules
 from k2_megatron.parallel.topology import Topology
 
+from k2_megatron.errors import TrainingStoppedError
+
 
 class Report:
     """Counts of one run's plan and the statistics of its steps.
@@ -74,7 +76,11 @@ class Report:
     def metrics(
         self, max_logits: torch.Tensor | None, gammas: torch.Tensor | None
     ) -> dict[str, float]:
-        """The statistics of the step by TensorBoard tag. Collective over all processes."""
+        """The statistics of the step by TensorBoard tag. Collective over all processes.
+
+        Raises:
+            TrainingStoppedError: on every rank; an update was not finite.
+        """
         squares, self._squares = self._squares, torch.zeros_like(self._squares)
         dist.all_reduce(squares)
         parts = [squares]
@@ -92,7 +98,11 @@ class Report:
                 found[f"muon/update_rms/{kind}"] = (total / self._counts[kind]) ** 0.5
         wrong = [name for name, value in found.items() if not math.isfinite(value)]
         if wrong:
-            raise FloatingPointError(f"Newton-Schulz gave values that are not finite: {wrong}")
+            raise TrainingStoppedError(
+                f"updates of matrices are not finite after Newton-Schulz, though gradients were: "
+                f"{', '.join(wrong)}; the weights are spoilt, so nothing is saved. Go on from the "
+                "last checkpoint, with optimizer.muon_ns_dtype: fp32 if it comes again"
+            )
         return found | (_logit_metrics(values[len(KINDS) :]) if len(parts) > 1 else {})
 
 

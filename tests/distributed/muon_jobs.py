@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from k2_megatron.parallel.muonclip import optimizer as muonclip_module
 
+from k2_megatron.errors import TrainingStoppedError
 from k2_megatron.train.session import Session
 from tests.distributed.canonical import Rectangle
 from tests.distributed.jobs import build, parameters, steps
@@ -50,6 +51,25 @@ def train(
         ),
         "rounds": len(session.optimizer._matrices.placement.rounds),  # type: ignore[attr-defined]
     }
+
+
+def train_with_a_spoilt_matrix(config_path: str, overrides: list[str]) -> str:
+    """A step in which Newton-Schulz fails for one matrix of the last rank: what this rank says."""
+    session = build(config_path, overrides)
+    if dist.get_rank() == dist.get_world_size() - 1:
+        orthogonalise = muonclip_module.orthogonalise
+
+        def spoilt(matrices: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            found = orthogonalise(matrices, **kwargs)
+            found[0, 0, 0] = float("nan")
+            return found
+
+        muonclip_module.orthogonalise = spoilt
+    try:
+        steps(session, 1, 1)
+    except TrainingStoppedError as error:
+        return str(error)
+    return "nothing"
 
 
 def momenta(session: Session) -> list[Rectangle]:

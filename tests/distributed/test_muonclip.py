@@ -169,3 +169,16 @@ def test_bf16_run_follows_the_fp32_run() -> None:
     for kind, rms in bf16[0]["metrics"][-1].items():
         if kind.startswith("muon/update_rms/"):
             assert rms == pytest.approx(fp32[0]["metrics"][-1][kind], rel=2e-2), kind
+
+
+def test_an_update_that_is_not_finite_ends_every_rank() -> None:
+    layout = Layout(world_size=4, pp=2)
+    texts = run_ranks(
+        "tests.distributed.muon_jobs.train_with_a_spoilt_matrix",
+        layout.world_size,
+        config_path=CONFIG,
+        overrides=[*layout.overrides(), *MUON],
+    )
+    assert len(set(texts)) == 1
+    assert texts[0].startswith("updates of matrices are not finite after Newton-Schulz"), texts
+    assert "muon/update_rms/" in texts[0]

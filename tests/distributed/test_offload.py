@@ -69,6 +69,23 @@ def _assert_equal(off: list[dict[str, Any]], on: list[dict[str, Any]]) -> None:
                 assert key == other_key and torch.equal(x, y), key
 
 
+@pytest.mark.parametrize(
+    ("stages", "tensors"),
+    [
+        ("E|ttt|t|tL", "attention_input, mlp_input"),
+        ("Et|tt|t|tL", "expert_input"),
+        ("Et|tt|t|tL", "dense_swiglu_input"),
+    ],
+)
+def test_ranks_without_anything_that_travels(stages: str, tensors: str) -> None:
+    """The embedding alone, the dense layer alone, everything but the dense layer."""
+    layout = Layout(world_size=4, pp=4)
+    options = (f"{STAGES}={stages}", f"memory.tensors=[{{tensors: '{tensors}', policy: host}}]")
+    on = _train(layout, options, delayed=True)
+    _assert_equal(_train(layout, options[:1]), on)
+    assert {rank["pool"] == 0 for rank in on} == {True, False}
+
+
 @pytest.mark.parametrize(("layout", "options"), CASES, ids=str)
 def test_k2_full_is_k2_bit_for_bit(layout: Layout, options: tuple[str, ...]) -> None:
     off = _train(layout, options, "memory.preset=k2")
