@@ -21,6 +21,7 @@ import torch
 
 # Runs as a script: its folder is on the path.
 from calls import in_turn, print_machine
+
 from k2_megatron.kernels.fp8_tile.dispatch import dequantise, quantise
 from k2_megatron.kernels.swiglu.dispatch import swiglu, swiglu_and_tiles, swiglu_backward
 

@@ -24,6 +24,7 @@ import torch
 
 # Runs as a script: its folder is on the path.
 from calls import in_turn, print_machine, product_flops
+
 from k2_megatron.kernels.newton_schulz.dispatch import orthogonalise
 from k2_megatron.kernels.newton_schulz.reference import K2_COEFFICIENTS, newton_schulz_plain
 

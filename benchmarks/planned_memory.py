@@ -26,12 +26,12 @@ from typing import Any
 from slice import SideFailedError, outputs_of, start
 
 from k2_megatron.config.loader import load_config
+from k2_megatron.planner.hardware import GIB
 from k2_megatron.planner.job import job_of
 from k2_megatron.planner.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "examples" / "configs" / "k2-slice-h100.yaml"
-GIB = 2**30
 STEPS = 3
 
 

@@ -1,36 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The k2_megatron authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where the numbers of a tensor can be while its own storage is empty."""
+"""Where the numbers of a tensor are while its own storage is empty: an FP8 copy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+
+from torch import Tensor
 
 from k2_megatron.kernels.fp8_tile.dispatch import dequantise, quantise
 from k2_megatron.kernels.fp8_tile.tiles import Tiles
-from torch import Tensor
-
-
-class Handle(Protocol):
-    """One tensor's numbers, elsewhere."""
-
-    def restore(self, into: Tensor) -> None:
-        """Write them, rounded if the store rounds, into a contiguous tensor of the same shape.
-
-        Called once, in backward, on the stream that reads `into` next.
-        """
-
-
-class Store(Protocol):
-    """A place for the numbers of tensors between forward and backward."""
-
-    def keep(self, tensor: Tensor) -> Handle:
-        """Take the numbers of a contiguous tensor, [..., cols].
-
-        When it returns, the tensor's storage may be given back to the allocator by the current
-        stream.
-        """
 
 
 class Fp8Handle:
@@ -40,7 +19,10 @@ class Fp8Handle:
         self._tiles: Tiles | None = tiles
 
     def restore(self, into: Tensor) -> None:
-        """Write the dequantised numbers."""
+        """Write the dequantised numbers into a contiguous tensor of the same shape.
+
+        Called once, in backward, on the stream that reads `into` next.
+        """
         assert self._tiles is not None, "restored twice"
         dequantise(self._tiles, into)
         self._tiles = None
@@ -58,7 +40,11 @@ class Fp8Store:
         self._take = take
 
     def keep(self, tensor: Tensor) -> Fp8Handle:
-        """Quantise."""
+        """Quantise a contiguous tensor, [..., cols].
+
+        When it returns, the tensor's storage may be given back to the allocator by the current
+        stream.
+        """
         return Fp8Handle(self.announce(quantise(tensor)))
 
     def announce(self, tiles: Tiles) -> Tiles:

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import Tensor
+
 from k2_megatron.offload.load import Load
 from k2_megatron.offload.pool import Block, HostPool
 from k2_megatron.offload.sizes import PoolSize
 from k2_megatron.offload.slots import LAYERS_THAT_STAY, Itinerary, Pack
 from k2_megatron.offload.streams import Queue, Streams
-from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

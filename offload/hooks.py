@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from k2_megatron.offload.engine import OffloadEngine
 from megatron.core.models.common.model_chunk_schedule_plan import TransformerModelChunkSchedulePlan
+
+from k2_megatron.offload.engine import OffloadEngine
 
 
 class _NoTimer:

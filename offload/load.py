@@ -10,9 +10,10 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from torch import Tensor, UntypedStorage
+
 from k2_megatron.offload.pool import Block
 from k2_megatron.offload.streams import Pair, Streams
-from torch import Tensor, UntypedStorage
 
 # A copy takes the host more time than the copy engine needs for a small tensor, so these are sent
 # together; a large one goes at once, with those in front of it.

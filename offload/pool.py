@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from k2_megatron.offload.sizes import PoolSize, aligned
 from k2_megatron.offload.streams import Streams
-from torch import Tensor
 
 
 class Block:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from k2_megatron.offload import state_streams as streams_module
 from k2_megatron.offload.sizes import (
     NUM_STATE_BUFFERS,
@@ -26,7 +28,6 @@ from k2_megatron.offload.sizes import (
     state_room_bytes,
 )
 from k2_megatron.offload.state_streams import Pairs
-from torch import Tensor
 
 Parts = list[Tensor]
 

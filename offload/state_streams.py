@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from k2_megatron.offload.streams import CudaStreams, HostCopies, PlainStreams, Queue
 from torch import Tensor
+
+from k2_megatron.offload.streams import CudaStreams, HostCopies, PlainStreams, Queue
 
 # To, from: of one shape and dtype, both contiguous.
 Pairs = Sequence[tuple[Tensor, Tensor]]

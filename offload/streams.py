@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-from k2_megatron.offload.pages import locked_memory, unlock
 from torch import Tensor, UntypedStorage
+
+from k2_megatron.offload.pages import locked_memory, unlock
 
 
 def bytes_of(storage: UntypedStorage) -> Tensor:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from k2_megatron.offload.sizes import on_host, shard_tensors, tensors_on_host
 from k2_megatron.offload.state import HostState
 from k2_megatron.parallel.flat_shards import FlatShard

@@ -13,10 +13,9 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
+from k2_megatron.errors import ConfigError
 from k2_megatron.parallel.layout import PipelineLayout, Stage
 from k2_megatron.parallel.layout_request import BY_STAGES, Counts, Request
-
-from k2_megatron.errors import ConfigError
 
 # With so many stages every move is tried, and with so many it is timed.
 _FEW_STAGES, _FEW_TO_TIME = 16, 8

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from k2_megatron.parallel.topology import Axis, Topology
 from megatron.core import parallel_state, tensor_parallel
+
+from k2_megatron.parallel.topology import Axis, Topology
 
 
 def initialize(

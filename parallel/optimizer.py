@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from k2_megatron.offload.state import HostState
-from k2_megatron.parallel.adam_on_host import MOMENTS, AdamOnHost, OwnedMaster, counts_per_shard
-from k2_megatron.parallel.flat_shards import FlatShard, flat_shards
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+from k2_megatron.offload.state import HostState
+from k2_megatron.parallel.adam_on_host import MOMENTS, AdamOnHost, OwnedMaster, counts_per_shard
+from k2_megatron.parallel.flat_shards import FlatShard, flat_shards
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from k2_megatron.recompute.storage import allocate, empty
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+
+from k2_megatron.recompute.storage import allocate, empty
 
 
 class OutputDiscardingCheckpoint:

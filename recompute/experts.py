@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from k2_megatron.kernels.store import Store
-from k2_megatron.recompute.storage import EmptyUntil, allocate
-from k2_megatron.recompute.swiglu import Swiglu, SwigluPolicy
 from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
 from torch import Tensor
+
+from k2_megatron.kernels.store import Fp8Store
+from k2_megatron.recompute.storage import EmptyUntil, allocate
+from k2_megatron.recompute.swiglu import Swiglu, SwigluPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class ExpertsPolicy:
         swiglu: of what lies between the projections.
     """
 
-    input_store: Store | None = None
+    input_store: Fp8Store | None = None
     take_input: Callable[[Tensor], None] | None = None
     read_later: Callable[[Tensor], AbstractContextManager[object]] = nullcontext
     rebuild_input: bool = False

@@ -7,11 +7,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from k2_megatron.recompute.storage import empty
-from k2_megatron.recompute.swiglu import Swiglu, SwigluPolicy
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from torch import Tensor
+
+from k2_megatron.recompute.storage import empty
+from k2_megatron.recompute.swiglu import Swiglu, SwigluPolicy
 
 
 def _forward(block: Any, hidden: Tensor, policy: SwigluPolicy) -> Tensor:

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from k2_megatron.recompute.storage import allocate
 from megatron.core.tensor_parallel import all_to_all, gather_from_sequence_parallel_region
 from megatron.core.transformer.moe.token_dispatcher import (
     MoEAllGatherTokenDispatcher,
     MoEAlltoAllTokenDispatcher,
 )
 from torch import Tensor
+
+from k2_megatron.recompute.storage import allocate
 
 
 class Redispatcher:

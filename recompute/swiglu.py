@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from k2_megatron.kernels.fp8_tile.tiles import Tiles
-from k2_megatron.kernels.store import Fp8Store, Handle, Store
+from k2_megatron.kernels.store import Fp8Store
 from k2_megatron.kernels.swiglu.dispatch import swiglu, swiglu_and_tiles, swiglu_backward
 from k2_megatron.recompute.storage import EmptyUntil, allocate
-from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,30 +33,25 @@ class SwigluPolicy:
         rebuild_output: the output is emptied and computed again.
     """
 
-    input_store: Store | None = None
+    input_store: Fp8Store | None = None
     take: Callable[[Tensor], None] | None = None
     rebuild_input: bool = False
     rebuild_output: bool = False
 
 
 class KeptInput:
-    """SwiGLU's input between forward and backward: a tensor, its tiles, or a store's handle."""
+    """SwiGLU's input between forward and backward: a tensor or its tiles."""
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
-        self._like = shape, dtype, device
-        self._kept: Tensor | Tiles | Handle | None = None
+    def __init__(self) -> None:
+        self._kept: Tensor | Tiles | None = None
 
-    def set(self, kept: Tensor | Tiles | Handle) -> None:
+    def set(self, kept: Tensor | Tiles) -> None:
         """Keep this."""
         self._kept = kept
 
     def get(self) -> Tensor | Tiles:
-        """The input, or its FP8 copy; a handle is restored at the first call."""
-        if not isinstance(self._kept, Tensor | Tiles):
-            assert self._kept is not None, "SwiGLU's input is needed before it was rebuilt"
-            shape, dtype, device = self._like
-            handle, self._kept = self._kept, torch.empty(shape, dtype=dtype, device=device)
-            handle.restore(self._kept)
+        """The input, or its FP8 copy."""
+        assert self._kept is not None, "SwiGLU's input is needed before it was rebuilt"
         return self._kept
 
     def drop(self) -> None:
@@ -77,12 +73,9 @@ class _Swiglu(torch.autograd.Function):
             if policy.take is not None:
                 policy.take(x)
             return swiglu(x, probs)
-        if isinstance(policy.input_store, Fp8Store):
-            y, tiles = swiglu_and_tiles(x, probs)  # one pass over memory
-            kept.set(policy.input_store.announce(tiles))
-            return y
-        kept.set(policy.input_store.keep(x))
-        return swiglu(x, probs)
+        y, tiles = swiglu_and_tiles(x, probs)  # one pass over memory
+        kept.set(policy.input_store.announce(tiles))
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -108,7 +101,7 @@ class Swiglu:
 
     def __init__(self, x: Tensor, probs: Tensor | None, policy: SwigluPolicy) -> None:
         matrix = x.reshape(-1, x.shape[-1])
-        self.kept = KeptInput(matrix.shape, x.dtype, x.device)
+        self.kept = KeptInput()
         self._probs = None if probs is None else probs.detach()
         self._policy = policy
         if torch.is_grad_enabled():

@@ -80,8 +80,8 @@ OPTIONAL = {
     "apex": (),
     "triton": ("k2_megatron.kernels",),
     "pynvml": ("k2_megatron.platform", "k2_megatron.train.device_monitor"),
-    "tokenizers": ("k2_megatron.data",),
-    "tiktoken": ("k2_megatron.data",),
+    "tokenizers": (),
+    "tiktoken": (),
     "megatron.core.extensions": ("k2_megatron.model", "k2_megatron.platform"),
 }
 

@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from k2_megatron.checkpoint.durable import sync_folder, write_text_durably
+from k2_megatron.checkpoint.durable import sync_to_disk, write_text_durably
 from k2_megatron.checkpoint.manifest import Manifest, read_manifest, verify_size, write_manifest
 from k2_megatron.errors import CheckpointError
 
@@ -80,7 +80,7 @@ def start_partial(folder: Path, step: int) -> None:
     """Make an empty `.partial` folder for `step`; what an earlier attempt left in it is removed."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        sync_folder(folder.parent)  # a crash must not lose the folder with what lies in it
+        sync_to_disk(folder.parent)  # a crash must not lose the folder with what lies in it
     partial = partial_path(folder, step)
     if partial.exists():
         shutil.rmtree(partial)
@@ -120,7 +120,7 @@ def publish(folder: Path, manifest: Manifest, keeping: Keeping) -> Saved:
     for name, entry in manifest.files.items():
         verify_size(partial, name, entry)
     write_manifest(partial, manifest)
-    sync_folder(partial)
+    sync_to_disk(partial)
     if final.exists():
         # A run that went back to an older checkpoint reaches this step again; pruning removes it.
         _point_latest(
@@ -128,7 +128,7 @@ def publish(folder: Path, manifest: Manifest, keeping: Keeping) -> Saved:
         )
         _move_aside(final)
     partial.rename(final)
-    sync_folder(folder)
+    sync_to_disk(folder)
     _point_latest(folder, final)
     removed, warnings = _prune(folder, manifest.step, keeping)
     return Saved(path=final, size_bytes=manifest.size_bytes, removed=removed, warnings=warnings)

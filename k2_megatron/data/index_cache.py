@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from k2_megatron.checkpoint.durable import sync_to_disk
 from k2_megatron.data.order import OrderPlan
-from k2_megatron.data.writer import sync_to_disk
 from k2_megatron.errors import DataError
 
 DEFAULT_FOLDER_NAME = "index_cache"

@@ -54,7 +54,7 @@ class MicroBatchSampler(Sampler[list[int]]):
             raise DataError(
                 f"{consumed_samples} samples are consumed already, and there are {num_samples}"
             )
-        self.num_micro_batches = global_batch_size // per_round
+        self.num_microbatches = global_batch_size // per_round
         """Micro-batches of one rank in a step."""
         self._start = consumed_samples
         self._micro = micro_batch_size
@@ -65,12 +65,12 @@ class MicroBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Return the number of micro-batches left to this rank."""
-        return self._num_steps * self.num_micro_batches
+        return self._num_steps * self.num_microbatches
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield lists of `micro_batch_size` sample indices."""
         for step in range(self._num_steps):
-            for micro_batch in range(self.num_micro_batches):
+            for micro_batch in range(self.num_microbatches):
                 first = (
                     self._start
                     + step * self._global
@@ -104,7 +104,7 @@ class BatchIterator:
         Raises:
             DataError: `num_workers` is negative.
         """
-        self.num_micro_batches = sampler.num_micro_batches
+        self.num_microbatches = sampler.num_microbatches
         """Micro-batches to take for one step."""
         if num_workers < 0:
             raise DataError(f"num_workers: {num_workers}; allowed: 0 or more")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from k2_megatron.data.tokenizer import fingerprint_of, read_tokenizer_file
-from k2_megatron.errors import DataError, MissingPackageError
+from k2_megatron.errors import DataError
+from k2_megatron.optional import require
 
 # Names under which published tokenizers keep their end-of-document token.
 KNOWN_EOD = (
@@ -61,25 +62,18 @@ def load_huggingface(path: Path, eod: str | None) -> HuggingFaceTokenizer:
         DataError: The file is not a tokenizer.json, or the end-of-document token is not in it.
         MissingPackageError: `tokenizers` is not installed.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingPackageError(
-            "--tokenizer huggingface needs the package tokenizers:"
-            " .venv/bin/pip install -e '.[tokenizers]'"
-        ) from error
+    engine = require("tokenizers", "--tokenizer huggingface").Tokenizer
     content = read_tokenizer_file(path)
     try:
-        vocab = Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
+        vocab = engine.from_buffer(content).get_vocab(with_added_tokens=True)
     except Exception as error:
         raise DataError(f"--tokenizer-path {path}: not a tokenizer.json ({error})") from error
     return _from_content(path.name, content, _find_eod(path, vocab, eod))
 
 
 def _from_content(name: str, content: bytes, eod: int) -> HuggingFaceTokenizer:
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_buffer(content)
+    engine = require("tokenizers", "--tokenizer huggingface").Tokenizer
+    backend = engine.from_buffer(content)
     # A file may carry the limits of another use: they would cut documents without a word.
     backend.no_truncation()
     backend.no_padding()

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from k2_megatron.data.tokenizer import fingerprint_of, read_tokenizer_file
-from k2_megatron.errors import DataError, MissingPackageError
+from k2_megatron.errors import DataError
+from k2_megatron.optional import require
 
 # Kimi K2: 163,584 ranks, 256 special ids after them, of which the second is [EOS].
 KIMI_NUM_RANKS = 163_584
@@ -110,13 +111,7 @@ def load_tiktoken(
         DataError: The file is damaged, or something above is missing or impossible.
         MissingPackageError: `tiktoken` is not installed.
     """
-    try:
-        import tiktoken
-    except ImportError as error:
-        raise MissingPackageError(
-            "--tokenizer tiktoken needs the package tiktoken:"
-            " .venv/bin/pip install -e '.[tokenizers]'"
-        ) from error
+    tiktoken = require("tiktoken", "--tokenizer tiktoken")
     # tiktoken's own reader keeps a copy by path in the temporary folder and would miss a change.
     content = read_tokenizer_file(path)
     ranks = _parse_ranks(path, content)

@@ -12,6 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
+from k2_megatron.checkpoint.durable import sync_to_disk
 from k2_megatron.data.encode import EncodedBatch
 from k2_megatron.data.index_file import token_dtype, write_index
 from k2_megatron.data.metadata import (
@@ -25,15 +26,6 @@ from k2_megatron.data.tokenizer import Tokenizer
 from k2_megatron.errors import DataError
 
 SUFFIXES = (".bin", ".idx", ".json")
-
-
-def sync_to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class CorpusWriter:

@@ -11,7 +11,7 @@ from typing import Any
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor
 
-from k2_megatron.kernels.store import Fp8Store, Store
+from k2_megatron.kernels.store import Fp8Store
 from k2_megatron.memory.policy import Policies, Policy, policy_of
 from k2_megatron.offload.engine import OffloadEngine
 from k2_megatron.recompute.experts import ExpertsPolicy
@@ -65,7 +65,7 @@ def install(layer: Any, policies: Policies, offload: OffloadEngine | None = None
         mlp.experts.make_redispatch = Redispatcher(mlp)
 
 
-def _store(policy: Policy, take: Take | None) -> Store | None:
+def _store(policy: Policy, take: Take | None) -> Fp8Store | None:
     """Where a tensor is kept that is not kept as it is."""
     if policy is Policy.FP8_HOST:
         assert take is not None, "nobody sends to the host"

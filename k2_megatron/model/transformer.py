@@ -79,7 +79,7 @@ def transformer_config(
         log_max_attention_logit=records_max_logits(config),
         # Weights are filled by model/initialise.py, the same in every layout.
         perform_initialization=False,
-        **platform.transformer_options(fp32=dtype == torch.float32),
+        **platform.transformer_options(),
     )
 
 

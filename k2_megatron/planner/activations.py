@@ -212,8 +212,6 @@ class ChunkActivations:
         device: bytes by tensor, on the device.
         leaving: bytes by tensor, on the host while other micro-batches are computed, else on the
             device too.
-        routed: the part of `device` that follows the router.
-        leaving_routed: the same of `leaving`.
         recomputed: bytes of the largest layer's tensors that backward rebuilds or dequantises.
         emptied: the part of them that experts hold until their outputs are there.
         sent_again: the experts' input is rebuilt.
@@ -222,8 +220,6 @@ class ChunkActivations:
 
     device: dict[str, float]
     leaving: dict[str, float]
-    routed: float
-    leaving_routed: float
     recomputed: float
     emptied: float
     sent_again: bool
@@ -244,22 +240,17 @@ def chunk_activations(job: Job, stage: Stage) -> ChunkActivations:
     """Bytes of one chunk under the job's policies."""
     device: dict[str, float] = {}
     leaving: dict[str, float] = {}
-    routed = leaving_routed = 0.0
     for count, tensor, policy in stage_tensors(job, stage):
         size = count * tensor.device_bytes(policy, job.imbalance)
         device[tensor.name] = device.get(tensor.name, 0.0) + size
         away = count * tensor.host_bytes(policy, job.imbalance)
         if away:
             leaving[tensor.name] = leaving.get(tensor.name, 0.0) + away
-        routed += size if tensor.routed else 0.0
-        leaving_routed += away if tensor.routed else 0.0
     kinds = [(dense, policies) for _, dense, policies in layer_kinds(job, stage)]
     rebuilt = [_rebuilt(job, dense, policies) for dense, policies in kinds]
     return ChunkActivations(
         device=device,
         leaving=leaving,
-        routed=routed,
-        leaving_routed=leaving_routed,
         recomputed=max((sum(sizes.values()) for sizes in rebuilt), default=0.0),
         emptied=max((sizes.get("experts", 0.0) for sizes in rebuilt), default=0.0),
         sent_again=any(

@@ -180,7 +180,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def fit_text(found: Found) -> str:
-    """The best candidates as a table, those that can be trained today first."""
+    """The fastest candidates that fit as a table; where none fits, the nearest."""
     head = f"{found.num_tried} candidates on {found.num_gpus} x {found.gpu.name}: "
     if not found.fitting:
         text = head + "none fits"

@@ -22,6 +22,8 @@ from k2_megatron.parallel.canonical import ModelShape
 from k2_megatron.parallel.layout import PipelineLayout
 from k2_megatron.planner.hardware import GPUS, GPUS_PER_NODE, OUTSIDE_ALLOCATOR_BYTES, Gpu
 
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Degrees:
@@ -112,7 +114,7 @@ class Job:
     @property
     def width(self) -> int:
         """Bytes of a parameter and of an activation's element."""
-        return 4 if self.config.precision.dtype == "fp32" else 2
+        return DTYPE_BYTES[self.config.precision.dtype]
 
     @property
     def tokens(self) -> int:

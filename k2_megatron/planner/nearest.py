@@ -11,6 +11,7 @@ from itertools import islice
 
 from k2_megatron.config.resolve import fitting_world_sizes, resolve
 from k2_megatron.config.rules_parallel import refuses_layout
+from k2_megatron.planner.hardware import GIB
 from k2_megatron.planner.job import Job
 from k2_megatron.planner.place import within_memory
 from k2_megatron.planner.plan import Plan, peak_of, plan_ranks
@@ -28,7 +29,7 @@ def nearest_text(plan: Plan) -> str:
             "the configuration as it is"
         )
     names = " or ".join(
-        f"PP {one.degrees.pipeline} x VPP {one.degrees.virtual} ({peak / 2**30:.1f} GiB)"
+        f"PP {one.degrees.pipeline} x VPP {one.degrees.virtual} ({peak / GIB:.1f} GiB)"
         for one, peak in found
     )
     return f"nearest that fits with the rest as it is: {names}"

@@ -12,7 +12,7 @@ from k2_megatron.parallel.layout import Stage
 from k2_megatron.parallel.muonclip.fragments import Fragment, fragments
 from k2_megatron.parallel.muonclip.placement import Holding, Placement, newton_schulz_cost, place
 from k2_megatron.parallel.muonclip.rules import Assignment
-from k2_megatron.planner.job import Job
+from k2_megatron.planner.job import DTYPE_BYTES, Job
 from k2_megatron.planner.states import chunk_buckets, chunk_entries
 from k2_megatron.planner.update_rules import assignment_of
 
@@ -123,7 +123,7 @@ def newton_schulz_work(job: Job) -> tuple[StageWork, ...]:
         return ()
     steps = job.config.optimizer.muon_ns_steps
     options = job.config.optimizer
-    wire = {"fp32": 4, "bf16": 2}.get(options.muon_wire_dtype or "", job.width)
+    wire = DTYPE_BYTES.get(options.muon_wire_dtype or "", job.width)
     known: dict[object, Placement] = {}
     found = []
     for rank in range(job.degrees.pipeline):

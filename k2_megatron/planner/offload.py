@@ -26,7 +26,7 @@ def travel_plan(
     rank: int,
     pipeline: int,
     virtual: int,
-    num_micro_batches: int,
+    num_microbatches: int,
     overlap: bool,
     num_layers: tuple[int, ...] = (),
 ) -> Itinerary:
@@ -35,9 +35,9 @@ def travel_plan(
     Args:
         num_layers: of the rank's chunks; without them no pack travels by layer.
     """
-    shape = rank, pipeline, virtual, num_micro_batches, overlap
+    shape = rank, pipeline, virtual, num_microbatches, overlap
     order = [(one.forward, (one.chunk, one.micro_batch)) for one in operations(*shape)]
-    forwards = num_micro_batches * virtual
+    forwards = num_microbatches * virtual
     num_pairs = forwards - warmup_forwards(*shape) if overlap else 0
     return itinerary(slots_of(order, num_pairs), num_layers)
 

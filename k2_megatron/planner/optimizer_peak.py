@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from k2_megatron.planner.hardware import LIBRARY_BYTES
-from k2_megatron.planner.job import Job
+from k2_megatron.planner.job import DTYPE_BYTES, Job
 from k2_megatron.planner.newton_schulz import BATCH_ELEMENTS
 from k2_megatron.planner.states import States, chunk_entries, is_matrix_of_muon, stage_kind
 
@@ -19,8 +19,8 @@ def optimizer_peak(job: Job, pipeline_rank: int, states: States) -> float:
     if job.config.optimizer.type != "muonclip":
         return float(LIBRARY_BYTES)
     options = job.config.optimizer
-    wire = {"fp32": 4, "bf16": 2}.get(options.muon_wire_dtype or "", job.width)
-    inner = {"fp32": 4, "bf16": 2, "fp16": 2}.get(options.muon_ns_dtype or "", job.width)
+    wire = DTYPE_BYTES.get(options.muon_wire_dtype or "", job.width)
+    inner = DTYPE_BYTES.get(options.muon_ns_dtype or "", job.width)
     largest = 0.0
     counts = _matrices_by_shape(job, pipeline_rank)
     travels = job.degrees.stage > 1

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
+from k2_megatron.planner.hardware import GIB
 from k2_megatron.planner.plan import Plan, RankPlan
 from k2_megatron.planner.svg import opening, text
 
-GIB = 2**30
 SEGMENTS = (
     ("weights", "#4c78a8"),
     ("gradients", "#72b7b2"),

@@ -35,7 +35,6 @@ class RankPlan:
         in_flight: micro-batches of each chunk when activations are most.
         present: of these, those of which what travels to the host is on the device.
         activations: bytes by tensor at that moment.
-        routed_bytes: the part of them that follows the router.
         workspace_bytes: of the moment with most memory, what is neither state nor activation.
         optimizer_is_peak: that moment lies in the optimizer's step, when activations are gone.
         host_bytes: pinned host memory.
@@ -48,7 +47,6 @@ class RankPlan:
     in_flight: tuple[int, ...]
     present: tuple[float, ...]
     activations: dict[str, float]
-    routed_bytes: float
     workspace_bytes: float
     optimizer_is_peak: bool
     host_bytes: float
@@ -190,10 +188,6 @@ def rank_plan(
         in_flight=flying,
         present=present,
         activations=_by_tensor(chunks, flying, here),
-        routed_bytes=sum(
-            chunk.routed * count + chunk.leaving_routed * some
-            for chunk, count, some in zip(chunks, flying, here, strict=True)
-        ),
         workspace_bytes=update if update > passes else passes - held,
         optimizer_is_peak=update > passes,
         host_bytes=states.host_bytes + total_bytes(rank_pool(job, pipeline_rank)),

@@ -31,7 +31,7 @@ class Bar:
 
 
 def warmup_forwards(
-    rank: int, pipeline: int, virtual: int, num_micro_batches: int, overlap: bool
+    rank: int, pipeline: int, virtual: int, num_microbatches: int, overlap: bool
 ) -> int:
     """Forwards of a rank in front of the first that has a backward behind it."""
     if pipeline == 1:
@@ -40,20 +40,20 @@ def warmup_forwards(
         warmup = pipeline - rank - 1
     else:
         warmup = 2 * (pipeline - rank - 1) + (virtual - 1) * pipeline + int(overlap)
-    return min(warmup, num_micro_batches * virtual)
+    return min(warmup, num_microbatches * virtual)
 
 
 @cache
 def operations(
-    rank: int, pipeline: int, virtual: int, num_micro_batches: int, overlap: bool
+    rank: int, pipeline: int, virtual: int, num_microbatches: int, overlap: bool
 ) -> tuple[Operation, ...]:
     """One rank's operations in order (schedules.py:748 and 798 of megatron-core).
 
     1F1B; with chunks interleaved in groups of `pipeline` micro-batches; with one more warm-up
     forward where expert communication is overlapped.
     """
-    count = num_micro_batches * virtual
-    warmup = warmup_forwards(rank, pipeline, virtual, num_micro_batches, overlap)
+    count = num_microbatches * virtual
+    warmup = warmup_forwards(rank, pipeline, virtual, num_microbatches, overlap)
 
     def place(index: int, *, forward: bool) -> Operation:
         if virtual == 1:
@@ -73,7 +73,7 @@ def operations(
 def timeline(
     pipeline: int,
     virtual: int,
-    num_micro_batches: int,
+    num_microbatches: int,
     overlap: bool,
     forward_costs: Sequence[float],
     backward_costs: Sequence[float],
@@ -89,7 +89,7 @@ def timeline(
         The bars of each rank.
     """
     found: list[list[Bar]] = [[] for _ in range(pipeline)]
-    shape = pipeline, virtual, num_micro_batches, overlap
+    shape = pipeline, virtual, num_microbatches, overlap
     for rank, operation, begin, end in _replay(*shape, forward_costs, backward_costs, hop):
         found[rank].append(Bar(operation=operation, begin=begin, end=end))
     return found
@@ -98,7 +98,7 @@ def timeline(
 def _replay(
     pipeline: int,
     virtual: int,
-    num_micro_batches: int,
+    num_microbatches: int,
     overlap: bool,
     forward_costs: Sequence[float],
     backward_costs: Sequence[float],
@@ -106,12 +106,12 @@ def _replay(
 ) -> Iterator[tuple[int, Operation, float, float]]:
     """(rank, operation, begin, end), each rank's in its order and behind what it needs."""
     orders = [
-        operations(rank, pipeline, virtual, num_micro_batches, overlap) for rank in range(pipeline)
+        operations(rank, pipeline, virtual, num_microbatches, overlap) for rank in range(pipeline)
     ]
     stages = pipeline * virtual
     # When the output of each stage and micro-batch was there, [stages, micro-batches].
-    forward_done: list[list[float | None]] = [[None] * num_micro_batches for _ in range(stages)]
-    backward_done: list[list[float | None]] = [[None] * num_micro_batches for _ in range(stages)]
+    forward_done: list[list[float | None]] = [[None] * num_microbatches for _ in range(stages)]
+    backward_done: list[list[float | None]] = [[None] * num_microbatches for _ in range(stages)]
     next_of, clock = [0] * pipeline, [0.0] * pipeline
     waiting = True
     while waiting:
@@ -142,7 +142,7 @@ def _replay(
 def pipeline_seconds(
     pipeline: int,
     virtual: int,
-    num_micro_batches: int,
+    num_microbatches: int,
     overlap: bool,
     forward_costs: Sequence[float],
     backward_costs: Sequence[float],
@@ -165,8 +165,8 @@ def pipeline_seconds(
         for rank in range(pipeline)
     )
     steady = pipeline * max(_STEADY_ROUNDS, -(-_STEADY // pipeline))
-    if num_micro_batches <= steady + 2 * pipeline:
-        return replayed(num_micro_batches), num_micro_batches * slowest
+    if num_microbatches <= steady + 2 * pipeline:
+        return replayed(num_microbatches), num_microbatches * slowest
     seconds, more = replayed(steady), replayed(steady + 2 * pipeline)
-    rounds = (num_micro_batches - steady) / pipeline
-    return seconds + rounds * (more - seconds) / 2, num_micro_batches * slowest
+    rounds = (num_microbatches - steady) / pipeline
+    return seconds + rounds * (more - seconds) / 2, num_microbatches * slowest

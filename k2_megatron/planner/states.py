@@ -26,9 +26,7 @@ from k2_megatron.parallel.buckets import (
 from k2_megatron.parallel.canonical import ModelShape
 from k2_megatron.parallel.geometry import ParameterGeometry, RankPlace, chunk_geometry
 from k2_megatron.parallel.layout import Stage
-from k2_megatron.planner.job import Job
-
-_MUON_MOMENTUM = {"fp32": 4, "bf16": 2}
+from k2_megatron.planner.job import DTYPE_BYTES, Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +233,7 @@ def _on_host(
 
 def _tensors(job: Job, elements: int, muon: bool) -> list[int]:
     """Bytes of each tensor of a shard's state."""
-    momentum = _MUON_MOMENTUM[job.config.optimizer.muon_momentum_dtype] if muon else None
+    momentum = DTYPE_BYTES[job.config.optimizer.muon_momentum_dtype] if muon else None
     return shard_tensors(elements, master=job.width == 2, momentum=momentum)
 
 
@@ -245,7 +243,7 @@ def optimizer_bytes(job: Job, owned: Owned) -> int:
     In fp32 runs the parameters are their own masters.
     """
     master = 4 if job.width == 2 else 0
-    momentum = _MUON_MOMENTUM[job.config.optimizer.muon_momentum_dtype]
+    momentum = DTYPE_BYTES[job.config.optimizer.muon_momentum_dtype]
     return owned.muon * (master + momentum) + owned.adamw * (master + 8)
 
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from k2_megatron.memory.policy import PRESETS
-from k2_megatron.planner.hardware import ESTIMATE_ERROR, OUTSIDE_ALLOCATOR_BYTES
+from k2_megatron.planner.hardware import ESTIMATE_ERROR, GIB, OUTSIDE_ALLOCATOR_BYTES
 from k2_megatron.planner.job import Job
 from k2_megatron.planner.parameters import count_parameters
 from k2_megatron.planner.plan import Plan, RankPlan
 from k2_megatron.planner.policy_table import policy_rows
 from k2_megatron.planner.update_rules import rules_table
-
-GIB = 2**30
 
 
 def gib(size: float) -> str:

@@ -45,7 +45,7 @@ class Platform(ABC):
         """The device of this process."""
 
     @abstractmethod
-    def transformer_options(self, *, fp32: bool) -> dict[str, Any]:
+    def transformer_options(self) -> dict[str, Any]:
         """TransformerConfig fields that depend on the device, not on the model."""
 
     @abstractmethod

@@ -84,7 +84,7 @@ class CpuPlatform(Platform):
         """The CPU."""
         return torch.device("cpu")
 
-    def transformer_options(self, *, fp32: bool) -> dict[str, Any]:
+    def transformer_options(self) -> dict[str, Any]:
         """No fused kernels; experts one by one.
 
         `deallocate_pipeline_outputs` is off: schedules.py:165 swaps the storage out of a tensor

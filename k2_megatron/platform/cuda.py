@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class CudaPlatform(Platform):
         """The current CUDA device."""
         return torch.device("cuda", torch.cuda.current_device())
 
-    def transformer_options(self, *, fp32: bool) -> dict[str, Any]:
+    def transformer_options(self) -> dict[str, Any]:
         """Grouped GEMMs and the fused kernels of Transformer Engine and megatron-core."""
         return {
             "moe_grouped_gemm": True,
@@ -110,7 +111,7 @@ class CudaPlatform(Platform):
 
     def describe(self) -> str:
         """Device name, CUDA and package versions."""
-        te = __import__("transformer_engine").__version__
+        te = version("transformer-engine")
         apex = "with" if available("apex") else "without"
         return (
             f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, PyTorch "

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
+
 from k2_megatron.kernels.fp8_tile import reference
 from k2_megatron.kernels.fp8_tile.tiles import Tiles, tiles_in_row
-from torch import Tensor
 
 Backend = Literal["auto", "transformer_engine"]
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from k2_megatron.kernels.fp8_tile.tiles import E4M3_MAX, MAX_INVERSE, TILE, Tiles, tiles_in_row
 from torch import Tensor
+
+from k2_megatron.kernels.fp8_tile.tiles import E4M3_MAX, MAX_INVERSE, TILE, Tiles, tiles_in_row
 
 
 def quantise(x: Tensor) -> Tiles:

@@ -10,9 +10,9 @@ pytorch/tensor/float8_blockwise_tensor.py). The layout it uses for all-gathers i
 from __future__ import annotations
 
 import torch
-from k2_megatron.kernels.fp8_tile.tiles import Tiles, empty_tiles, tiles_in_row
 from torch import Tensor
 
+from k2_megatron.kernels.fp8_tile.tiles import Tiles, empty_tiles, tiles_in_row
 from k2_megatron.optional import require
 
 

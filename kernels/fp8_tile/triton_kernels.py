@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from k2_megatron.kernels.fp8_tile.tiles import E4M3_MAX, MAX_INVERSE, TILE, Tiles, empty_tiles
 from torch import Tensor
+
+from k2_megatron.kernels.fp8_tile.tiles import E4M3_MAX, MAX_INVERSE, TILE, Tiles, empty_tiles
 
 TILES = 32
 WARPS = 4

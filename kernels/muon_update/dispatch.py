@@ -14,8 +14,9 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
-from k2_megatron.kernels.muon_update import reference
 from torch import Tensor
+
+from k2_megatron.kernels.muon_update import reference
 
 
 def momentum_direction_(

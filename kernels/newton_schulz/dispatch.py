@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from k2_megatron.kernels.newton_schulz.gram import (
     SymmetricProduct,
     full_product,
@@ -18,7 +20,6 @@ from k2_megatron.kernels.newton_schulz.reference import (
     coefficients_of_steps,
     newton_schulz_plain,
 )
-from torch import Tensor
 
 # Less work than this, of a batch in the plain form, is done sooner than its kernels are launched,
 # and the plain form has fewer. About 2 ms on an H100.

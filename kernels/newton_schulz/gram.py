@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from k2_megatron.kernels.newton_schulz.reference import Triple, normalised, scale_of
 from torch import Tensor
+
+from k2_megatron.kernels.newton_schulz.reference import Triple, normalised, scale_of
 
 MAX_SEGMENT = 3
 

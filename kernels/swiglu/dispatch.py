@@ -13,10 +13,11 @@ the down-projection.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from k2_megatron.kernels.fp8_tile import dispatch as fp8_tile
 from k2_megatron.kernels.fp8_tile.tiles import TILE, Tiles
 from k2_megatron.kernels.swiglu import reference
-from torch import Tensor
 
 
 def swiglu(x: Tensor | Tiles, probs: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:

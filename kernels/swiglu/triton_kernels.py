@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from k2_megatron.kernels.fp8_tile.tiles import TILE, Tiles, empty_tiles, tiles_in_row
 from k2_megatron.kernels.fp8_tile.triton_kernels import at_once, encode
-from torch import Tensor
 
 MAX_TILES = 16
 WARPS = 4

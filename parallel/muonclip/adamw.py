@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.optim.adamw import adamw
+
 from k2_megatron.offload.state import HostState
 from k2_megatron.parallel.muonclip.shards import OwnedShard
-from torch.optim.adamw import adamw
 
 
 class ShardedAdamW:

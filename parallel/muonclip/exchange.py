@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+
 from k2_megatron.parallel.muonclip.fragments import Fragment
 from k2_megatron.parallel.muonclip.placement import CutMatrix, Holding
 from k2_megatron.parallel.muonclip.rules import LogicalMatrix

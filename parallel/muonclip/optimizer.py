@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallel
+
 from k2_megatron.kernels.muon_update.dispatch import apply_update_, momentum_direction_
 from k2_megatron.kernels.newton_schulz.dispatch import orthogonalise
 from k2_megatron.offload.state import HostState
@@ -32,7 +34,6 @@ from k2_megatron.parallel.muonclip.rules import Assignment, LogicalMatrix
 from k2_megatron.parallel.muonclip.shards import own_shards
 from k2_megatron.parallel.optimizer import ShardState, StepResult
 from k2_megatron.parallel.topology import Topology
-from megatron.core.distributed import DistributedDataParallel
 
 # Some eight times as many 16-bit values are held at once: the batch, a round in each direction and
 # Newton-Schulz's own matrices.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
 from k2_megatron.offload.state import HostState
 from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.parallel.muonclip.shards import OwnedShard

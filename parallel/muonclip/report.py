@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+
+from k2_megatron.errors import TrainingStoppedError
 from k2_megatron.parallel.muonclip.placement import Placement
 from k2_megatron.parallel.muonclip.rules import KINDS, Assignment, LogicalMatrix
 from k2_megatron.parallel.muonclip.table import describe_placement, describe_rules
 from k2_megatron.parallel.topology import Topology
-
-from k2_megatron.errors import TrainingStoppedError
 
 
 class Report:

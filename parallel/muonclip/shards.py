@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from megatron.core.distributed import DistributedDataParallel
+
 from k2_megatron.offload.sizes import on_host, shard_tensors, tensors_on_host
 from k2_megatron.offload.state import HostState
 from k2_megatron.parallel.flat_shards import FlatShard, flat_shards
@@ -15,7 +17,6 @@ from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.parallel.muonclip.fragments import Fragment, fragments
 from k2_megatron.parallel.muonclip.rules import Assignment
 from k2_megatron.parallel.topology import Topology
-from megatron.core.distributed import DistributedDataParallel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from k2_megatron.parallel.model_space import Region
-from k2_megatron.parallel.rectangles import row_rectangles
 
 from k2_megatron.checkpoint.data_file import Holding
 from k2_megatron.checkpoint.folder import Keeping, Saved
@@ -23,6 +21,8 @@ from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.checkpoint.resume import load
 from k2_megatron.checkpoint.saving import Belonging, Saver
 from k2_megatron.errors import CheckpointError
+from k2_megatron.parallel.model_space import Region
+from k2_megatron.parallel.rectangles import row_rectangles
 
 # Forked children share the parent's loaded torch, so a test costs milliseconds, not an import.
 FORK = multiprocessing.get_context("fork")

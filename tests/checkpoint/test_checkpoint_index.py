@@ -8,8 +8,6 @@ from itertools import pairwise
 import pytest
 import torch
 from checkpoint_helpers import holdings_of, load_matrix, matrix_of, save_step
-from k2_megatron.parallel.model_space import Region
-from k2_megatron.parallel.rectangles import row_rectangles
 
 from k2_megatron.checkpoint.copies import check_copies
 from k2_megatron.checkpoint.data_file import Holding
@@ -18,6 +16,8 @@ from k2_megatron.checkpoint.inspection import inspect
 from k2_megatron.checkpoint.ranks import Ranks
 from k2_megatron.checkpoint.resume import load
 from k2_megatron.errors import CheckpointError
+from k2_megatron.parallel.model_space import Region
+from k2_megatron.parallel.rectangles import row_rectangles
 
 
 def matrix(*rectangles, rows=8, cols=6):

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_helpers import holdings_of
-from k2_megatron.parallel.model_space import Region
 
 from k2_megatron.checkpoint.data_file import FilePlan, Holding, Staging, plan_file
+from k2_megatron.parallel.model_space import Region
 
 
 class Driver:

@@ -43,7 +43,7 @@ def global_batches(size: int, **change: int) -> list[list[int]]:
     """Run all ranks and put their micro-batches together in the documented order."""
     ranks = [list(sampler(rank, size, **change)) for rank in range(size)]
     assert all(len(rank) == len(sampler(0, size, **change)) for rank in ranks)
-    per_step = sampler(0, size, **change).num_micro_batches
+    per_step = sampler(0, size, **change).num_microbatches
     flat = [rank[micro] for micro in range(len(ranks[0])) for rank in ranks]
     lists = [flat[i : i + per_step * size] for i in range(0, len(flat), per_step * size)]
     return [[index for micro in step for index in micro] for step in lists]
@@ -72,7 +72,7 @@ def test_formula() -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_are_stacked_and_end_with_the_last_whole_global_batch(num_workers: int) -> None:
     batches = BatchIterator(Numbers(50), sampler(1, 2), num_workers=num_workers)
-    assert batches.num_micro_batches == 2
+    assert batches.num_microbatches == 2
     taken = list(batches)
     assert len(taken) == 12
     assert all(tuple(batch["tokens"].shape) == (2, 3) for batch in taken)

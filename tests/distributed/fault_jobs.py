@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from k2_megatron.parallel.flat_shards import flat_shards
 
 from k2_megatron.checkpoint.data_file import Staging
 from k2_megatron.config.loader import load_config
@@ -22,6 +21,7 @@ from k2_megatron.errors import TrainingStoppedError, UserError
 from k2_megatron.launch.preflight import check_run_folder
 from k2_megatron.launch.signals import StopSignals
 from k2_megatron.model.attention_layers import transformer_layers
+from k2_megatron.parallel.flat_shards import flat_shards
 from k2_megatron.platform.select import current_platform
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.batches import Batch, Text, check_text

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from k2_megatron.offload import sizes, state, state_streams
 from megatron.core import optimizer as engine
 from megatron.core.optimizer import distrib_optimizer
 
+from k2_megatron.offload import sizes, state, state_streams
 from k2_megatron.train.offload import offload_metrics
 from tests.distributed.jobs import build, parameters, steps
 from tests.offload.delayed_state_streams import delayed_state_streams

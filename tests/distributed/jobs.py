@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from k2_megatron.parallel.flat_shards import flat_shards
-from k2_megatron.parallel.geometry import ParameterGeometry
-from k2_megatron.parallel.optimizer import StepResult
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.loader import load_config
 from k2_megatron.config.resolve import resolve
 from k2_megatron.data.request import DataOrder
 from k2_megatron.model.build import Model
+from k2_megatron.parallel.flat_shards import flat_shards
+from k2_megatron.parallel.geometry import ParameterGeometry
+from k2_megatron.parallel.optimizer import StepResult
 from k2_megatron.platform.select import current_platform
 from k2_megatron.run_folder import RunFolder
 from k2_megatron.train.session import Session, build_session

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from k2_megatron.parallel.max_logits import RecordedAttention
 
 from k2_megatron.model import build as build_module
 from k2_megatron.model.attention_layers import record_max_logits, recorded_attentions
+from k2_megatron.parallel.max_logits import RecordedAttention
 from k2_megatron.train.session import Session
 from k2_megatron.train.step import evaluate
 from tests.distributed.jobs import build, steps, synthetic_batches, train

@@ -7,16 +7,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from k2_megatron.kernels.fp8_tile.dispatch import dequantise, quantise
 from k2_megatron.kernels.store import Fp8Store
 from k2_megatron.kernels.swiglu.dispatch import swiglu, swiglu_backward
-from k2_megatron.recompute.experts import ExpertsPolicy
-from k2_megatron.recompute.swiglu import SwigluPolicy
-from torch import Tensor
-
 from k2_megatron.memory.policy import policy_of
 from k2_megatron.planner.activations import layer_tensors
 from k2_megatron.planner.job import job_of
+from k2_megatron.recompute.experts import ExpertsPolicy
+from k2_megatron.recompute.swiglu import SwigluPolicy
 from k2_megatron.train.step import forward_backward
 from tests.distributed.jobs import build, steps, synthetic_batches
 from tests.live_storages import LiveStorages

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from k2_megatron.parallel.muonclip import optimizer as muonclip_module
 
 from k2_megatron.errors import TrainingStoppedError
+from k2_megatron.parallel.muonclip import optimizer as muonclip_module
 from k2_megatron.train.session import Session
 from tests.distributed.canonical import Rectangle
 from tests.distributed.jobs import build, parameters, steps

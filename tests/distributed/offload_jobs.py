@@ -7,10 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch.distributed as dist
-from k2_megatron.offload.sizes import total_bytes
-from k2_megatron.offload.streams import streams_of
 
 from k2_megatron.model import build as build_module
+from k2_megatron.offload.sizes import total_bytes
+from k2_megatron.offload.streams import streams_of
 from k2_megatron.planner.job import job_of
 from k2_megatron.planner.offload import rank_pool
 from k2_megatron.platform.select import current_platform

@@ -11,10 +11,10 @@ from unittest.mock import patch
 import megatron.core.transformer.moe.token_dispatcher as dispatchers
 import torch
 import torch.nn.functional as F
-from k2_megatron.recompute.mlp import SharedExpert
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 
 import k2_megatron.model.build as build_module
+from k2_megatron.recompute.mlp import SharedExpert
 from tests.distributed import jobs
 
 

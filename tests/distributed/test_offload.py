@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from k2_megatron.offload.slots import LAYERS_THAT_STAY
 
+from k2_megatron.offload.slots import LAYERS_THAT_STAY
 from k2_megatron.planner.offload import travel_plan
 from tests.distributed.harness import run_ranks
 from tests.distributed.layouts import Layout
@@ -107,8 +107,8 @@ def test_layers_come_back_in_three_parts() -> None:
     layers = ((1, 1), (1, 3))  # of each rank's chunks; MTP's is one
     for rank, (found, counts) in enumerate(zip(ranks, layers, strict=True)):
         expected = 0
-        for num_micro_batches in (4, 2, 8):
-            plan = travel_plan(rank, 2, 2, num_micro_batches, False, counts)
+        for num_microbatches in (4, 2, 8):
+            plan = travel_plan(rank, 2, 2, num_microbatches, False, counts)
             expected += sum(3 * counts[chunk] for chunk, _ in plan.journeys)
             expected += sum(3 * (count - LAYERS_THAT_STAY) for count in plan.by_layer.values())
             # The first layer has no experts.

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from k2_megatron.parallel.geometry import ParameterGeometry
 from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel import random
 
 from k2_megatron.config import loader
 from k2_megatron.model import build, spec, transformer
+from k2_megatron.parallel.geometry import ParameterGeometry
 from k2_megatron.platform.cpu import CpuPlatform
 from tests.distributed.jobs import train
 
@@ -76,8 +76,8 @@ def _unbatched_sends_when_interleaved() -> None:
 def _kept_pipeline_outputs() -> None:
     options = CpuPlatform.transformer_options
 
-    def freed(self: CpuPlatform, *, fp32: bool) -> dict[str, Any]:
-        return {**options(self, fp32=fp32), "deallocate_pipeline_outputs": True}
+    def freed(self: CpuPlatform) -> dict[str, Any]:
+        return {**options(self), "deallocate_pipeline_outputs": True}
 
     CpuPlatform.transformer_options = freed  # type: ignore[method-assign]
 

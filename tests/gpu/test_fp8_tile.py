@@ -15,11 +15,11 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from k2_megatron.kernels.fp8_tile import dispatch as fp8_dispatch
 from k2_megatron.kernels.fp8_tile import reference as fp8_reference
 from k2_megatron.kernels.fp8_tile.tiles import Tiles
 from k2_megatron.kernels.swiglu import dispatch as swiglu_dispatch
-
 from tests.gpu import interpreter
 
 pytestmark = pytest.mark.gpu

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from k2_megatron.kernels.muon_update import dispatch as muon_dispatch
 from k2_megatron.kernels.muon_update import reference as muon_reference
 from k2_megatron.kernels.newton_schulz.dispatch import orthogonalise

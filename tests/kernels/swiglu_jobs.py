@@ -39,9 +39,7 @@ def engine_swiglu() -> list[dict[str, Any]]:
             gated_linear_unit=True,
             activation_func=torch.nn.functional.silu,
             add_bias_linear=False,
-            bias_activation_fusion=CpuPlatform().transformer_options(fp32=False)[
-                "bias_activation_fusion"
-            ],
+            bias_activation_fusion=CpuPlatform().transformer_options()["bias_activation_fusion"],
         ),
         MLPSubmodules(linear_fc1=Pass, linear_fc2=Pass),
         ffn_hidden_size=8,

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from k2_megatron.kernels.fp8_tile.dispatch import dequantise, quantise
-from k2_megatron.kernels.fp8_tile.tiles import Tiles
 
 from k2_megatron import optional
 from k2_megatron.errors import MissingPackageError
+from k2_megatron.kernels.fp8_tile.dispatch import dequantise, quantise
+from k2_megatron.kernels.fp8_tile.tiles import Tiles
 
 # (rows, cols): whole tiles, a partial last tile, less than one tile, one row.
 SHAPES = [(4, 256), (3, 400), (5, 8), (1, 136)]

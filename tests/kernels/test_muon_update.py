@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from k2_megatron.kernels.muon_update.dispatch import apply_update_, momentum_direction_
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.optim import Muon, _muon
+
 from k2_megatron.kernels.newton_schulz.dispatch import fast_dtype, orthogonalise
 from k2_megatron.kernels.newton_schulz.gram import (
     full_product,
@@ -19,7 +21,6 @@ from k2_megatron.kernels.newton_schulz.reference import (
     coefficients_of_steps,
     newton_schulz_plain,
 )
-from torch.optim import Muon, _muon
 
 FIVE = (K2_COEFFICIENTS,) * 5
 DIFFERENT = (

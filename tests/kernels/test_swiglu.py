@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from k2_megatron.kernels.fp8_tile.dispatch import dequantise, quantise
 from k2_megatron.kernels.fp8_tile.tiles import Tiles
 from k2_megatron.kernels.swiglu.dispatch import swiglu, swiglu_and_tiles, swiglu_backward
-
 from tests.distributed.harness import run_ranks
 
 WEIGHTED = pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])

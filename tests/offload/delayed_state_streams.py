@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from k2_megatron.offload.state_streams import CudaStateStreams
-from k2_megatron.offload.streams import Queue, bytes_of
 from torch import Tensor
 
+from k2_megatron.offload.state_streams import CudaStateStreams
+from k2_megatron.offload.streams import Queue, bytes_of
 from tests.offload.delayed_streams import POISON, DelayedStreams
 
 Pairs = Sequence[tuple[Tensor, Tensor]]

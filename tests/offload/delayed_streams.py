@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from k2_megatron.offload.streams import CudaStreams, Pair, PlainStreams, Queue, bytes_of
 from torch import Tensor, UntypedStorage
+
+from k2_megatron.offload.streams import CudaStreams, Pair, PlainStreams, Queue, bytes_of
 
 POISON = 0xFF  # a NaN in every format of floating-point numbers
 

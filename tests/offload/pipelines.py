@@ -8,10 +8,10 @@ import random
 from collections.abc import Callable
 
 import torch
+
 from k2_megatron.offload.engine import OffloadEngine
 from k2_megatron.offload.sizes import ALIGNMENT, PoolSize, pool_sizes
 from k2_megatron.offload.slots import Itinerary, itinerary, slots_of
-
 from k2_megatron.planner.offload import travel_plan
 
 

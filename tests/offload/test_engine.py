@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from k2_megatron.offload.engine import OffloadEngine, Traffic
 from k2_megatron.offload.pool import Block, HostPool
 from k2_megatron.offload.sizes import ALIGNMENT, PoolSize, pool_sizes, total_bytes
 from k2_megatron.offload.streams import PlainStreams, Streams
-
 from tests.live_storages import LiveStorages
 from tests.offload.delayed_streams import DelayedStreams
 from tests.offload.pipelines import Square, in_a_row, itinerary_of, random_itinerary, run, sizes

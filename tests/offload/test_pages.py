@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from k2_megatron.offload.pages import pages
 
 NBYTES = 5 * 2**20 + 3

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from k2_megatron.offload.engine import OffloadEngine
-from k2_megatron.offload.streams import PlainStreams
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from k2_megatron.offload.engine import OffloadEngine
+from k2_megatron.offload.streams import PlainStreams
 from tests.offload.delayed_streams import DelayedStreams
 from tests.offload.pipelines import Square, in_a_row, itinerary_of, sizes
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from k2_megatron.offload.engine import OffloadEngine
 from k2_megatron.offload.streams import PlainStreams
-
 from tests.offload.pipelines import in_a_row, run, sizes
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from k2_megatron.offload.sizes import PoolSize, pool_sizes, total_bytes, within
 from k2_megatron.offload.slots import (
     Fullest,
@@ -18,7 +19,6 @@ from k2_megatron.offload.slots import (
     most_on_device,
     slots_of,
 )
-
 from tests.offload.pipelines import itinerary_of, random_itinerary
 
 

@@ -8,10 +8,10 @@ import random
 
 import pytest
 import torch
+
 from k2_megatron.offload import sizes, state, state_streams
 from k2_megatron.offload.sizes import aligned, on_host, state_room_bytes
 from k2_megatron.offload.state import HostState
-
 from tests.offload.delayed_state_streams import DelayedStateStreams
 
 CPU = torch.device("cpu")

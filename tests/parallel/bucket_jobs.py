@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import Any
 
 from k2_megatron.parallel.flat_shards import flat_shards
-
 from tests.distributed.jobs import build
 
 

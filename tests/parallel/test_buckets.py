@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from k2_megatron.parallel.buckets import shares
 
 from k2_megatron.config.loader import load_config
+from k2_megatron.parallel.buckets import shares
 from k2_megatron.planner.job import Job
 from k2_megatron.planner.states import chunk_buckets, chunk_entries, rank_states
 from tests.distributed.harness import run_ranks

@@ -12,10 +12,10 @@ from collections import Counter
 from itertools import product
 
 import pytest
-from k2_megatron.parallel.canonical import ModelShape, canonical_shapes
-from k2_megatron.parallel.geometry import ParameterGeometry, Piece, RankPlace, chunk_geometry
 
 from k2_megatron.config.presets import model_from_preset
+from k2_megatron.parallel.canonical import ModelShape, canonical_shapes
+from k2_megatron.parallel.geometry import ParameterGeometry, Piece, RankPlace, chunk_geometry
 from k2_megatron.planner.parameters import count_parameters
 from tests.parallel.layout_helpers import even_layout
 

@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import pytest
-from k2_megatron.parallel.layout import parse_layout
 
 from k2_megatron.errors import ConfigError
+from k2_megatron.parallel.layout import parse_layout
 from tests.parallel.layout_helpers import even_layout
 
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from itertools import combinations_with_replacement, pairwise
 
 import pytest
-from k2_megatron.parallel.layout_request import Memory, Needs, Request
-from k2_megatron.parallel.layout_search import place_layers
 
 from k2_megatron.errors import ConfigError
+from k2_megatron.parallel.layout_request import Memory, Needs, Request
+from k2_megatron.parallel.layout_search import place_layers
 from k2_megatron.planner.schedule import pipeline_seconds, timeline
 from tests.parallel.layout_helpers import even_layout
 

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+
 from k2_megatron.kernels.muon_update.dispatch import apply_update_, momentum_direction_
 from k2_megatron.kernels.newton_schulz.dispatch import orthogonalise
 

@@ -8,6 +8,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+
+from k2_megatron.config.presets import model_from_preset
+from k2_megatron.errors import UserError
+from k2_megatron.model.shape import model_shape
 from k2_megatron.parallel.buckets import buffers, cut_into_buckets, shares
 from k2_megatron.parallel.canonical import canonical_shapes
 from k2_megatron.parallel.geometry import ParameterGeometry, Piece, RankPlace, chunk_geometry
@@ -16,10 +20,6 @@ from k2_megatron.parallel.muonclip.fragments import Fragment, fragments
 from k2_megatron.parallel.muonclip.placement import Holding, newton_schulz_cost, place
 from k2_megatron.parallel.muonclip.rules import Assignment, LogicalMatrix, MuonRules, assign
 from k2_megatron.parallel.rectangles import area, row_rectangles
-
-from k2_megatron.config.presets import model_from_preset
-from k2_megatron.errors import UserError
-from k2_megatron.model.shape import model_shape
 
 K2 = model_shape(model_from_preset("kimi-k2"))
 

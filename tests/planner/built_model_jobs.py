@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from k2_megatron.parallel import megatron_state
 from megatron.core.models.gpt import GPTModel
 
 from k2_megatron.config.config import Config
@@ -18,6 +17,7 @@ from k2_megatron.config.resolve import resolve
 from k2_megatron.model.shape import pipeline_layout
 from k2_megatron.model.spec import decoder_spec
 from k2_megatron.model.transformer import transformer_config
+from k2_megatron.parallel import megatron_state
 from k2_megatron.planner.job import Job
 from k2_megatron.planner.parameters import count_parameters
 from k2_megatron.planner.states import rank_states

@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from k2_megatron.parallel.layout_request import Needs
 
 from k2_megatron.memory.policy import PRESETS
 from k2_megatron.model.shape import pipeline_layout
+from k2_megatron.parallel.layout_request import Needs
 from k2_megatron.planner.hardware import GPUS
 from k2_megatron.planner.job import Job, job_of
 from k2_megatron.planner.nearest import nearest_text

@@ -7,9 +7,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from k2_megatron.offload.slots import most_on_device
 from megatron.core.pipeline_parallel.schedules import get_schedule_table
 
+from k2_megatron.offload.slots import most_on_device
 from k2_megatron.planner.offload import travel_plan
 from k2_megatron.planner.schedule import (
     operations,

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from k2_megatron.checkpoint.durable import sync_folder
+from k2_megatron.checkpoint.durable import sync_to_disk
 from k2_megatron.errors import CheckpointError
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
@@ -168,5 +168,5 @@ def write_file(
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync_to_disk(path.parent)
     return size, digest.hexdigest()

@@ -58,7 +58,6 @@ def diagnose(session: Session, batches: Sequence[Batch]) -> list[Findings]:
         output=min(seen.outputs, key=lambda output: output.order, default=None),
         losses=tuple(i for i, loss in enumerate(losses) if not bool(torch.isfinite(loss).all())),
         gradients=_not_finite(session, gradients=True),
-        num_matrices=sum(len(entries) for entries in session.model.geometry),
     )
     for chunk in session.model.chunks:
         chunk.zero_grad_buffer()

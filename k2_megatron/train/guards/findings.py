@@ -41,7 +41,6 @@ class Findings:
         output: the first module, in the order of the forward pass, with such an output.
         losses: micro-batches with such a loss, 0-based.
         gradients: canonical matrices whose own gradient, before any reduction, is not finite.
-        num_matrices: parameters of the rank.
     """
 
     host: str
@@ -49,7 +48,6 @@ class Findings:
     output: Output | None
     losses: tuple[int, ...]
     gradients: tuple[str, ...]
-    num_matrices: int
 
 
 def explain(found: Sequence[Findings]) -> str:
