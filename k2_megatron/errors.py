@@ -7,7 +7,15 @@ A UserError ends the command with 2, a TrainingStoppedError with 1.
 
 
 class TrainingStoppedError(Exception):
-    """Training cannot go on as it goes; the text says what was seen and what can be done."""
+    """Training cannot go on as it goes; the text says what was seen and what can be done.
+
+    Attributes:
+        recorded: events.jsonl has it already, under a name of its own.
+    """
+
+    def __init__(self, text: str, *, recorded: bool = False) -> None:
+        super().__init__(text)
+        self.recorded = recorded
 
 
 class UserError(Exception):

@@ -154,4 +154,4 @@ class Request:
         score, seconds = self.score(counts), 0.0
         if self.step_time:
             seconds = self.step_time(self.times.of_stages(counts))
-        return score[0], round(200 * seconds / usual), score
+        return score[0], round(200 * seconds / (usual or 1.0)), score

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-# Micro-batches, and rounds of PP of them, after which two rounds take as long as the two before.
+# Micro-batches, and rounds of PP of them, after which a schedule is steady but for rare ones.
 _STEADY, _STEADY_ROUNDS = 16, 4
 
 
@@ -165,8 +165,11 @@ def pipeline_seconds(
         for rank in range(pipeline)
     )
     steady = pipeline * max(_STEADY_ROUNDS, -(-_STEADY // pipeline))
+    work = num_microbatches * slowest
     if num_microbatches <= steady + 2 * pipeline:
-        return replayed(num_microbatches), num_microbatches * slowest
+        return replayed(num_microbatches), work
     seconds, more = replayed(steady), replayed(steady + 2 * pipeline)
-    rounds = (num_microbatches - steady) / pipeline
-    return seconds + rounds * (more - seconds) / 2, num_microbatches * slowest
+    # Where rounds still get slower, they do so until the slowest rank never waits.
+    round_seconds = max((more - seconds) / 2, pipeline * slowest)
+    seconds += (num_microbatches - steady) / pipeline * round_seconds
+    return max(seconds, work), work

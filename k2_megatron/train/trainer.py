@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from k2_megatron.config.config import Config
 from k2_megatron.config.memory import MemoryConfig
-from k2_megatron.errors import UserError
+from k2_megatron.errors import TrainingStoppedError, UserError
 from k2_megatron.launch.agreement import from_first_rank
 from k2_megatron.launch.preflight import check_run_folder
 from k2_megatron.launch.process_group import process_group
@@ -115,8 +115,9 @@ def _train_alone(run: Run) -> int:
         with GarbageCollection() as garbage:
             code = Loop(run, guards, garbage).train(start)
         from_first_rank(run.callbacks.on_train_end, doing=files)
-    except UserError as error:
-        guards.events.write("failed", reason=str(error))
+    except (UserError, TrainingStoppedError) as error:
+        if not getattr(error, "recorded", False):
+            guards.events.write("failed", reason=str(error))
         raise
     finally:
         run.callbacks.close()

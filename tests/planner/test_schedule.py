@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import pytest
@@ -75,6 +76,22 @@ def test_bubble_of_even_stages(pipeline: int, virtual: int) -> None:
         total, work = pipeline_seconds(pipeline, virtual, count, False, ones, twos)
         assert work == 3 * virtual * count
         assert total - work == 3 * (pipeline - 1)
+
+
+@pytest.mark.parametrize(("pipeline", "virtual"), [(1, 1), (4, 1), (2, 2), (4, 2)])
+def test_many_micro_batches_take_what_the_whole_schedule_takes(pipeline: int, virtual: int) -> None:
+    """Uneven stages: replayed in part and in whole, and never less than the slowest rank's work."""
+    chance = random.Random(pipeline * virtual)
+    cases = [[chance.uniform(0.2, 3) for _ in range(pipeline * virtual)] for _ in range(40)]
+    cases += [[2.62, 1.68, 1.42, 2.53]] * (pipeline * virtual == 4)
+    for costs in cases:
+        for overlap in {False, virtual > 1}:
+            shape = pipeline, virtual, 64 * pipeline, overlap
+            backward = [2 * one for one in costs]
+            whole = max(ranks[-1].end for ranks in timeline(*shape, costs, backward))
+            found, work = pipeline_seconds(*shape, costs, backward)
+            assert found >= work
+            assert found == pytest.approx(whole, rel=0.005)
 
 
 def test_a_rank_does_one_thing_at_a_time_after_its_input() -> None:

@@ -132,7 +132,7 @@ class Guards:
             f"\n{explain(diagnose(session, batches))}\n  last checkpoint, {saved}"
         )
         self.events.write("diagnosis", step=step, text=text)
-        raise TrainingStoppedError(text)
+        raise TrainingStoppedError(text, recorded=True)
 
 
 def _spike_guard(config: Config) -> SpikeGuard | None:

@@ -91,7 +91,7 @@ def _refuse(guards: Guards, spike: Spike, limit: int) -> NoReturn:
         "from the last checkpoint"
     )
     guards.events.write("rollback_refused", step=spike.last, text=text)
-    raise TrainingStoppedError(text)
+    raise TrainingStoppedError(text, recorded=True)
 
 
 def _remove_from(folder: RunFolder, step: int) -> tuple[str, ...]:
