@@ -144,14 +144,3 @@ class Request:
             for weight, one in zip(self.weights, (rows, max(ranks), max(stages)), strict=True)
         )
         return excess, slowest, *even, [-count for count in counts]
-
-    def order(self, counts: Counts, usual: float) -> tuple[float, int, Score]:
-        """Less is better: bytes too many, the step's time, the score.
-
-        Args:
-            usual: time of a step. Less than half a percent of it is not worth an uneven cut.
-        """
-        score, seconds = self.score(counts), 0.0
-        if self.step_time:
-            seconds = self.step_time(self.times.of_stages(counts))
-        return score[0], round(200 * seconds / (usual or 1.0)), score

@@ -67,7 +67,7 @@ def place_layers(request: Request) -> PipelineLayout:
         raise ConfigError(f"pipeline: {refused}")
     counts = _best_cut(request)
     if request.virtual_size > 1 and request.step_time:
-        counts = _faster(request, counts)
+        counts = _faster(request, counts, request.step_time)
     if request.memory and any(request.memory.excess_of_ranks(counts)):
         raise ConfigError(
             f"pipeline: no placement on {request.pipeline_size} ranks x {request.virtual_size} "
@@ -78,16 +78,25 @@ def place_layers(request: Request) -> PipelineLayout:
     )
 
 
-def _faster(request: Request, counts: Counts) -> Counts:
-    """A cut that takes less time than one that is even, if there is one by more than a little."""
-    assert request.step_time is not None
-    usual = request.step_time(request.times.of_stages(counts))
+def _faster(
+    request: Request, even: Counts, step_time: Callable[[Sequence[float]], float]
+) -> Counts:
+    """A cut that takes less time than one that is even, if there is one by more than a little.
+
+    Less than half a percent of a step is not worth an uneven cut.
+    """
+    other = _best_cut(replace(request, weights=BY_STAGES))
+    few = request.num_stages <= _FEW_TO_TIME
+    if other == even and not few:
+        return even
+    usual = step_time(request.times.of_stages(even)) or 1.0
 
     def order(counts: Counts) -> tuple[object, ...]:
-        return request.order(counts, usual)
+        score = request.score(counts)
+        return score[0], round(200 * step_time(request.times.of_stages(counts)) / usual), score
 
-    counts = min(counts, _best_cut(replace(request, weights=BY_STAGES)), key=order)
-    return _descend(request, counts, order) if request.num_stages <= _FEW_TO_TIME else counts
+    counts = min(even, other, key=order)
+    return _descend(request, counts, order) if few else counts
 
 
 def _best_cut(request: Request) -> Counts:

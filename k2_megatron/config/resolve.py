@@ -12,6 +12,16 @@ from k2_megatron.config.parallel import ParallelConfig
 from k2_megatron.errors import TopologyError
 
 _SHOWN_SUGGESTIONS = 8
+# What decides which numbers of processes fit.
+BATCH_KEYS = ("schedule.global_batch_size", "schedule.micro_batch_size")
+DEGREE_KEYS = (
+    "parallel.tensor_model_parallel_size",
+    "parallel.pipeline_model_parallel_size",
+    "parallel.virtual_pipeline_model_parallel_size",
+    "parallel.context_parallel_size",
+    "parallel.expert_model_parallel_size",
+    "parallel.expert_tensor_parallel_size",
+)
 
 
 def sequence_parallel_of(parallel: ParallelConfig) -> bool:

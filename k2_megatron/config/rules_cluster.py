@@ -10,20 +10,10 @@ from collections.abc import Callable, Iterable
 from k2_megatron.config.cluster import ClusterConfig
 from k2_megatron.config.config import Config
 from k2_megatron.config.refusal import Refusal
-from k2_megatron.config.resolve import fitting_world_sizes
+from k2_megatron.config.resolve import BATCH_KEYS, DEGREE_KEYS, fitting_world_sizes
 
 _SHOWN_SUGGESTIONS = 8
 _SET_BY_THE_SCRIPT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE")
-_WHAT_FITTING_RESTS_ON = (
-    "parallel.tensor_model_parallel_size",
-    "parallel.pipeline_model_parallel_size",
-    "parallel.virtual_pipeline_model_parallel_size",
-    "parallel.context_parallel_size",
-    "parallel.expert_model_parallel_size",
-    "parallel.expert_tensor_parallel_size",
-    "schedule.global_batch_size",
-    "schedule.micro_batch_size",
-)
 
 
 def ranks_per_node(cluster: ClusterConfig) -> int | None:
@@ -61,7 +51,7 @@ def refuse_nodes_that_do_not_fit(config: Config) -> Iterable[Refusal]:
     allowed = ", ".join(str(count) for count in nearest)
     smallest = ", ".join(str(size) for size in fitting[:_SHOWN_SUGGESTIONS])
     yield Refusal(
-        ("cluster.nodes", f"cluster.{per_node}", *_WHAT_FITTING_RESTS_ON),
+        ("cluster.nodes", f"cluster.{per_node}", *DEGREE_KEYS, *BATCH_KEYS),
         allowed or f"no number of nodes of {each} ranks",
         f"{nodes * each} processes do not fit the parallel layout and the batch; "
         f"the smallest numbers that do: {smallest}",

@@ -11,6 +11,8 @@ from k2_megatron.config.config import Config, value_of
 from k2_megatron.config.no_effect import has_experts
 from k2_megatron.config.refusal import Refusal
 from k2_megatron.config.resolve import (
+    BATCH_KEYS,
+    DEGREE_KEYS,
     expert_tensor_parallel_size_of,
     fitting_world_sizes,
     sequence_parallel_of,
@@ -252,7 +254,7 @@ def refuse_batch_that_no_process_count_fits(config: Config) -> Iterable[Refusal]
     if schedule.global_batch_size % schedule.micro_batch_size or fitting_world_sizes(config):
         return
     yield Refusal(
-        ("schedule.global_batch_size", "schedule.micro_batch_size", _TP, _PP, _VPP, _CP, _EP, _ETP),
+        (*BATCH_KEYS, *DEGREE_KEYS),
         "a batch that some number of processes can divide",
         "data parallelism divides the micro-batches of a global batch and has to be large enough "
         "for the experts; with interleaving a multiple of pipeline_model_parallel_size remains",

@@ -20,22 +20,11 @@ from k2_megatron.config.phases import (
     phases_of,
 )
 from k2_megatron.config.refusal import Refusal
-from k2_megatron.config.resolve import fitting_world_sizes
+from k2_megatron.config.resolve import BATCH_KEYS, DEGREE_KEYS, fitting_world_sizes
 from k2_megatron.config.schedule import PhaseConfig
 
 _LENGTHS = ("steps", "tokens", "until_tokens")
 _SHOWN_SIZES = 8
-# What decides which numbers of processes fit.
-_DEGREES = (
-    "schedule.global_batch_size",
-    "schedule.micro_batch_size",
-    "parallel.tensor_model_parallel_size",
-    "parallel.pipeline_model_parallel_size",
-    "parallel.virtual_pipeline_model_parallel_size",
-    "parallel.context_parallel_size",
-    "parallel.expert_model_parallel_size",
-    "parallel.expert_tensor_parallel_size",
-)
 
 
 def _each(config: Config) -> Iterator[tuple[str, PhaseConfig]]:
@@ -159,7 +148,7 @@ def refuse_phases_that_no_process_count_fits(config: Config) -> Iterable[Refusal
         both = [size for size in common if size in sizes]
         if not both:
             yield Refusal(
-                ("schedule.phases", *_DEGREES),
+                ("schedule.phases", *BATCH_KEYS, *DEGREE_KEYS),
                 "phases that share a number of processes",
                 f"the number must fit every phase: phase {phase.name} takes {_shown(sizes)}; "
                 f"all before it {_shown(common)}",

@@ -265,7 +265,7 @@ def chunk_activations(job: Job, stage: Stage) -> ChunkActivations:
 
 
 def _attention_part(job: Job, dense: bool, policies: Policies) -> float:
-    """Bytes of a layer that its forward keeps in front of the experts and leaves on the device."""
+    """Bytes of a layer that its forward keeps in front of the experts, what may travel as well."""
     total = 0.0
     for tensor in layer_tensors(job, dense=dense):
         if tensor.part in ("attention", "norms", "router"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from k2_megatron.parallel.layout import Stage
 from k2_megatron.planner.activations import ChunkActivations, head_tensors
+from k2_megatron.planner.communication import hidden_bytes
 from k2_megatron.planner.hardware import LIBRARY_BYTES
 from k2_megatron.planner.job import Job
 
@@ -73,7 +74,7 @@ class _Tokens:
         routed *= job.imbalance if degrees.expert > 1 else 1.0
         copy = routed * shape.hidden_size * job.width
         return _Tokens(
-            hidden=rows * shape.hidden_size * job.width,
+            hidden=hidden_bytes(job),
             routed=copy,
             gathered=copy * degrees.expert_tensor,
             middle=routed * shape.expert_size * job.width,
@@ -91,11 +92,11 @@ def layer_forward(job: Job, stage: Stage, chunk: ChunkActivations) -> float:
     if _is_dense(job, stage):
         return 0.0
     tokens, degrees = _Tokens.of(job), job.degrees
-    named = 2 * tokens.routed if degrees.expert > 1 else 0.0
-    if degrees.expert == 1 and degrees.expert_tensor > 1:
-        named = tokens.routed  # they arrive where they are
+    exchanged = degrees.expert * degrees.expert_tensor > 1
+    # As sent, and as arrived: without expert parallelism where they are.
+    named = tokens.routed * (exchanged + (degrees.expert > 1))
     behind = [chunk.emptied]
-    if degrees.expert * degrees.expert_tensor > 1:
+    if exchanged:
         behind.append(tokens.gathered)
     if degrees.expert_tensor > 1:
         behind.append(tokens.gathered + _combining(job, tokens))

@@ -49,20 +49,27 @@ def placed_layout(config: Config) -> PipelineLayout:
     return place_layers(request_of(job_of(config)))
 
 
-def request_of(job: Job, memory: Memory | None = None) -> Request:
-    """The job's pipeline with the planner's times."""
-    pipeline, virtual = job.degrees.pipeline, job.degrees.virtual
+def replayed_step_time(
+    pipeline: int, virtual: int, overlap: bool
+) -> Callable[[Sequence[float]], float]:
+    """The time of a step, of what its stages take with a micro-batch, a third of it in forward."""
+    shape = pipeline, virtual, _MICRO_BATCHES * pipeline, overlap
 
     def step_time(times: Sequence[float]) -> float:
         forward, backward = [one / 3 for one in times], [2 * one / 3 for one in times]
-        shape = pipeline, virtual, _MICRO_BATCHES * pipeline
-        overlap = job.config.parallel.overlap_moe_expert_parallel_comm
-        return pipeline_seconds(*shape, overlap, forward, backward)[0]
+        return pipeline_seconds(*shape, forward, backward)[0]
 
+    return step_time
+
+
+def request_of(job: Job, memory: Memory | None = None) -> Request:
+    """The job's pipeline with the planner's times."""
+    pipeline, virtual = job.degrees.pipeline, job.degrees.virtual
+    overlap = job.config.parallel.overlap_moe_expert_parallel_comm
     return Request(
         pipeline_size=pipeline,
         virtual_size=virtual,
-        step_time=step_time,
+        step_time=replayed_step_time(pipeline, virtual, overlap),
         times=_needs(job, lambda stage: stage_times(job, stage).total),
         num_mtp_layers=job.shape.num_mtp_layers,
         memory=memory,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from k2_megatron.offload.sizes import total_bytes
-from k2_megatron.offload.slots import most_on_device
+from k2_megatron.offload.slots import Fullest, most_on_device
 from k2_megatron.parallel.layout import Stage
 from k2_megatron.planner.activations import ChunkActivations, chunk_activations
 from k2_megatron.planner.communication import Traffic, traffic
@@ -175,8 +175,9 @@ def rank_plan(
     stages = job.layout.chunks(pipeline_rank)
     states = rank_states(job, pipeline_rank)
     chunks = _activations(job, stages, {} if known is None else known)
-    held, flying, present = _fullest(job, pipeline_rank, chunks)
-    here = _leaving_here(job, pipeline_rank, flying, present)
+    fullest = _fullest(job, pipeline_rank, chunks)
+    held, flying = fullest.held, fullest.flying
+    here = _leaving_here(job, pipeline_rank, flying, fullest.present)
     passes = pass_peak(job, stages, chunks, held, flying)
     update = optimizer_peak(job, pipeline_rank, states) + states.buffer_bytes
     update = max(update, masters_to_move(job, states))
@@ -186,7 +187,7 @@ def rank_plan(
         states=states,
         optimizer_bytes=states.device_bytes,
         in_flight=flying,
-        present=present,
+        present=fullest.present,
         activations=_by_tensor(chunks, flying, here),
         workspace_bytes=update if update > passes else passes - held,
         optimizer_is_peak=update > passes,
@@ -194,18 +195,14 @@ def rank_plan(
     )
 
 
-def _fullest(
-    job: Job, pipeline_rank: int, chunks: Sequence[ChunkActivations]
-) -> tuple[float, tuple[int, ...], tuple[float, ...]]:
-    """The most that activations hold; micro-batches in flight then; and those on the device."""
+def _fullest(job: Job, pipeline_rank: int, chunks: Sequence[ChunkActivations]) -> Fullest:
+    """The slot in which activations hold most."""
     share = room_share(job, pipeline_rank)
-    fullest = most_on_device(
+    return most_on_device(
         job_travel_plan(job, pipeline_rank),
         [chunk.total + (1 - share) * chunk.host for chunk in chunks],
         [share * chunk.host for chunk in chunks],
     )
-    travels = any(chunk.leaving for chunk in chunks)
-    return fullest.held, fullest.flying, fullest.present if travels else fullest.flying
 
 
 def _leaving_here(

@@ -89,26 +89,29 @@ def timeline(
         The bars of each rank.
     """
     found: list[list[Bar]] = [[] for _ in range(pipeline)]
-    shape = pipeline, virtual, num_microbatches, overlap
-    for rank, operation, begin, end in _replay(*shape, forward_costs, backward_costs, hop):
+    orders = _orders(pipeline, virtual, num_microbatches, overlap)
+    for rank, operation, begin, end in _replay(orders, forward_costs, backward_costs, hop):
         found[rank].append(Bar(operation=operation, begin=begin, end=end))
     return found
 
 
+def _orders(
+    pipeline: int, virtual: int, num_microbatches: int, overlap: bool
+) -> list[tuple[Operation, ...]]:
+    """The operations of every rank."""
+    shape = pipeline, virtual, num_microbatches, overlap
+    return [operations(rank, *shape) for rank in range(pipeline)]
+
+
 def _replay(
-    pipeline: int,
-    virtual: int,
-    num_microbatches: int,
-    overlap: bool,
+    orders: Sequence[Sequence[Operation]],
     forward_costs: Sequence[float],
     backward_costs: Sequence[float],
     hop: float,
 ) -> Iterator[tuple[int, Operation, float, float]]:
     """(rank, operation, begin, end), each rank's in its order and behind what it needs."""
-    orders = [
-        operations(rank, pipeline, virtual, num_microbatches, overlap) for rank in range(pipeline)
-    ]
-    stages = pipeline * virtual
+    pipeline, stages = len(orders), len(forward_costs)
+    num_microbatches = len(orders[0]) * pipeline // (2 * stages)
     # When the output of each stage and micro-batch was there, [stages, micro-batches].
     forward_done: list[list[float | None]] = [[None] * num_microbatches for _ in range(stages)]
     backward_done: list[list[float | None]] = [[None] * num_microbatches for _ in range(stages)]
@@ -156,9 +159,8 @@ def pipeline_seconds(
     """
 
     def replayed(count: int) -> float:
-        shape = pipeline, virtual, count, overlap
-        bars = _replay(*shape, forward_costs, backward_costs, hop)
-        return max(end for _, _, _, end in bars)
+        orders = _orders(pipeline, virtual, count, overlap)
+        return max(end for *_, end in _replay(orders, forward_costs, backward_costs, hop))
 
     slowest = max(
         sum(forward_costs[rank::pipeline]) + sum(backward_costs[rank::pipeline])

@@ -25,7 +25,7 @@ from k2_megatron.train.metrics import StepRecord
 
 FILE_NAME = "curves.png"
 LAST_SECONDS = 60.0
-"""How long the end of a run waits for its picture: the other ranks stand in a barrier meanwhile."""
+"""How long the end of a run waits for its picture: the other ranks wait meanwhile."""
 SMOOTHED_FROM = 100
 """Number of logged steps from which curves are drawn as a running mean over the faint values."""
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations_with_replacement, pairwise
 
@@ -15,7 +14,8 @@ import pytest
 from k2_megatron.errors import ConfigError
 from k2_megatron.parallel.layout_request import Memory, Needs, Request
 from k2_megatron.parallel.layout_search import place_layers
-from k2_megatron.planner.schedule import pipeline_seconds, timeline
+from k2_megatron.planner.place import replayed_step_time
+from k2_megatron.planner.schedule import timeline
 from tests.parallel.layout_helpers import even_layout
 
 # Kimi K2 by the planner's estimate at EP16, milliseconds of a micro-batch, forward and backward.
@@ -41,12 +41,8 @@ def counts_of(request: Request) -> list[int]:
 
 
 def request_of(pipeline: int, virtual: int, times: Needs) -> Request:
-    """As the planner asks; a third of a stage's time is forward."""
-
-    def step_time(times: Sequence[float]) -> float:
-        forward, backward = [one / 3 for one in times], [2 * one / 3 for one in times]
-        return pipeline_seconds(pipeline, virtual, 64 * pipeline, virtual > 1, forward, backward)[0]
-
+    """As the planner asks."""
+    step_time = replayed_step_time(pipeline, virtual, virtual > 1)
     return Request(pipeline_size=pipeline, virtual_size=virtual, times=times, step_time=step_time)
 
 
